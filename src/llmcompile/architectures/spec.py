@@ -1,0 +1,303 @@
+"""The vocabulary of roles: how an architecture says what its checkpoint holds, in terms every backend understands.
+
+A *role* names what a tensor is for (`attn.q.weight`), whatever the checkpoint calls it. Every role has output axes and,
+for matrices, input axes; attention axes keep the head apart from the elements inside it, so that a split by rank counts
+heads and cannot cut one in half.
+
+Roles shared by all families (a prefix `encoder.` or `decoder.` where a model has both stacks):
+    embed.tokens  embed.positions  embed.types  embed.norm  embed.project_in  embed.project_out  norm  head  pooler
+    attn.norm  attn.q  attn.k  attn.v  attn.o  attn.relative  cross.norm  cross.q  cross.k  cross.v  cross.o
+    mlp.norm  mlp.up  mlp.gate  mlp.down
+each followed by `.weight` or `.bias`. `attn.norm` and `mlp.norm` belong to the block of that name, before it or after.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from llmcompile.dtypes import Shape
+from llmcompile.errors import CheckpointError, Problem, collected
+
+Fact: TypeAlias = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Dims:
+    """What config.json says of one model.
+
+    Attributes:
+        sizes: Axis name -> elements (vocab, hidden, heads, kv_heads, head_dim, ffn, layers, ...).
+        facts: Everything else a backend may need (activation, norm_eps, tied, rotary_dim, ...).
+    """
+
+    sizes: Mapping[str, int]
+    facts: Mapping[str, Fact]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint and the roles it holds.
+
+    Attributes:
+        roles: One role, or several for a fused tensor, in the order of its axis `part`.
+        name: Name in the checkpoint without the family's prefix; `{layer}` stands for the layer's number.
+        out: Output axes, slowest first, by name; one of them is `part` in a fused tensor.
+        inp: Input axes; "" for a vector.
+        in_first: Whether the checkpoint stores (in, out), as GPT-2's Conv1D does, instead of torch's (out, in).
+        repeat: The size that counts the layers, for names with `{layer}`.
+        when: A fact that must be true for the tensor to exist; "!fact" for false; "" for always.
+        tied_to: Role read instead when the fact `tied` is true; a stored tensor is then ignored, as transformers does.
+        skip_rows: Leading rows that hold no data (OPT's two padding positions).
+        legacy: Older names of the same tensor.
+    """
+
+    roles: tuple[str, ...]
+    name: str
+    out: str
+    inp: str = ""
+    in_first: bool = False
+    repeat: str = "layers"
+    when: str = ""
+    tied_to: str = ""
+    skip_rows: int = 0
+    legacy: tuple[str, ...] = ()
+
+    def stored_axes(self) -> tuple[tuple[str, ...], ...]:
+        """Axes of each stored dimension, in stored order."""
+        out, inp = tuple(self.out.split()), tuple(self.inp.split())
+        if len(inp) == 0:
+            return (out,)
+        return (inp, out) if self.in_first else (out, inp)
+
+    def stored_shape(self, dims: Dims) -> Shape:
+        """The shape config.json implies for the tensor."""
+        shape = [math.prod(self.size(axis, dims) for axis in axes) for axes in self.stored_axes()]
+        return (shape[0] + self.skip_rows, *shape[1:])
+
+    def size(self, axis: str, dims: Dims) -> int:
+        """Elements of `axis`; of `part`, the roles held."""
+        return len(self.roles) if axis == "part" else dims.sizes[axis]
+
+    def arithmetic(self, dims: Dims) -> str:
+        """`stored_shape` spelt out: "heads 4 x head_dim 8, hidden 32"."""
+        sides = [" x ".join(f"{axis} {self.size(axis, dims)}" for axis in axes) for axes in self.stored_axes()]
+        if self.skip_rows > 0:
+            sides[0] += f" + {self.skip_rows}"
+        return ", ".join(sides)
+
+    def exists(self, dims: Dims) -> bool:
+        """Whether this model has the tensor at all."""
+        if self.when == "":
+            return True
+        wanted = not self.when.startswith("!")
+        return bool(dims.facts[self.when.removeprefix("!")]) is wanted
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of models: which classes it answers to, what its checkpoints hold, how to read its config.
+
+    Attributes:
+        name: Our name for the family.
+        classes: Values of config.json's `architectures` it covers.
+        model_types: Values of `model_type`, consulted only when `architectures` is absent.
+        prefixes: Prefixes that tensor names carry or not, depending on the class that saved them; longest first.
+        tensors: The table.
+        dims: Reads config.json; raises CheckpointError.
+        ignored: Name patterns (fnmatch, without prefix) never read -> why not.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    model_types: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    dims: Callable[[Mapping[str, Any]], Dims]
+    ignored: Mapping[str, str]
+
+    def expected(self, dims: Dims) -> Iterator[tuple[Tensor, int | None]]:
+        """Every tensor of a model of these dims, with its layer number."""
+        for tensor in self.tensors:
+            if not tensor.exists(dims):
+                continue
+            if "{layer}" not in tensor.name:
+                yield tensor, None
+                continue
+            for layer in range(dims.sizes[tensor.repeat]):
+                yield tensor, layer
+
+    def locate(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Canonical name (without prefix, with today's spelling) -> name in the file, for the `names` of a checkpoint.
+
+        Today's spelling wins over a legacy one. A name that matches nothing, or whose place is taken, maps from itself.
+        """
+        current = [(_pattern(tensor.name), tensor.name) for tensor in self.tensors]
+        legacy = [(_pattern(old), tensor.name) for tensor in self.tensors for old in tensor.legacy]
+        found: dict[str, str] = {}
+        rest = list(names)
+        for patterns in (current, legacy, []):
+            unplaced = []
+            for name in rest:
+                canonical = self._canonical(name, patterns) if len(patterns) > 0 else name
+                if canonical is None or canonical in found:
+                    unplaced.append(name)
+                else:
+                    found[canonical] = name
+            rest = unplaced
+        return MappingProxyType(found)
+
+    def _canonical(self, name: str, patterns: list[tuple[re.Pattern[str], str]]) -> str | None:
+        for prefix in (*self.prefixes, ""):
+            if not name.startswith(prefix):
+                continue
+            short = name.removeprefix(prefix)
+            for pattern, current in patterns:
+                match = pattern.fullmatch(short)
+                if match is not None:
+                    return current.replace("{layer}", match.groupdict().get("layer", ""))
+        return None
+
+    def why_ignored(self, name: str) -> str | None:
+        """Why the tensor called `name` in the file is not read; None when there is no reason."""
+        for prefix in (*self.prefixes, ""):
+            if name.startswith(prefix):
+                short = name.removeprefix(prefix)
+                for pattern, reason in self.ignored.items():
+                    if fnmatch.fnmatchcase(short, pattern):
+                        return reason
+        return None
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{layer\}", r"(?P<layer>0|[1-9][0-9]*)"))
+
+
+def linear(
+    role: str,
+    name: str,
+    out: str,
+    inp: str,
+    *,
+    bias: bool = True,
+    in_first: bool = False,
+    repeat: str = "layers",
+    when: str = "",
+) -> tuple[Tensor, ...]:
+    """The weight of a linear layer and, unless told not to, its bias."""
+    weight = Tensor((f"{role}.weight",), f"{name}.weight", out, inp, in_first=in_first, repeat=repeat, when=when)
+    return (weight, Tensor((f"{role}.bias",), f"{name}.bias", out, repeat=repeat, when=when)) if bias else (weight,)
+
+
+def fused(roles: tuple[str, ...], name: str, out: str, inp: str, *, in_first: bool = False) -> tuple[Tensor, ...]:
+    """The weight and the bias of a linear layer that holds several `roles` along its axis `part`."""
+    return (
+        Tensor(tuple(f"{role}.weight" for role in roles), f"{name}.weight", out, inp, in_first=in_first),
+        Tensor(tuple(f"{role}.bias" for role in roles), f"{name}.bias", out),
+    )
+
+
+def norm(
+    role: str, name: str, *, bias: bool = True, repeat: str = "layers", when: str = "", legacy: bool = False
+) -> tuple[Tensor, ...]:
+    """A normalisation over `hidden`: weight and, unless told not to, bias; `legacy` adds TensorFlow's names."""
+    pairs = (("weight", "gamma"), ("bias", "beta")) if bias else (("weight", "gamma"),)
+    return tuple(
+        Tensor(
+            (f"{role}.{kind}",),
+            f"{name}.{kind}",
+            "hidden",
+            repeat=repeat,
+            when=when,
+            legacy=(f"{name}.{old}",) if legacy else (),
+        )
+        for kind, old in pairs
+    )
+
+
+class HFConfig(BaseModel):
+    """The keys every family's config.json may hold; each family adds its own. Unknown keys are other people's.
+
+    Defaults are those of the transformers class, for keys that config files leave out. Source:
+    huggingface/transformers@v4.57.6:src/transformers/configuration_utils.py.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, populate_by_name=True)
+
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    name_or_path: str = Field("", validation_alias="_name_or_path")
+
+    def start_and_end(self) -> dict[str, Fact]:
+        """Facts start_id and end_id; the first of several end tokens, since the runtimes know one."""
+        end = self.eos_token_id[0] if isinstance(self.eos_token_id, list) and self.eos_token_id else self.eos_token_id
+        return {"start_id": self.bos_token_id, "end_id": end if isinstance(end, int) else None}
+
+
+def alias(*names: str) -> AliasChoices:
+    """Alternative spellings of one config key, newest last."""
+    return AliasChoices(*names)
+
+
+ConfigT = TypeVar("ConfigT", bound=HFConfig)
+
+
+def read_config(kind: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
+    """Check config.json against `kind`.
+
+    Raises:
+        CheckpointError: Every key that is absent or of the wrong type, by name.
+    """
+    try:
+        return kind.model_validate(dict(config))
+    except ValidationError as error:
+        raise collected(
+            CheckpointError,
+            [
+                Problem(
+                    f"config.json: {'.'.join(str(part) for part in item['loc'])}",
+                    "absent" if item["type"] == "missing" else repr(item["input"])[:80],
+                    item["msg"].removeprefix("Input should be ").lower(),
+                    "check that config.json belongs to these weights",
+                )
+                for item in error.errors()
+            ],
+        ) from error
+
+
+def per_head(hidden: int, heads: int) -> int:
+    """Elements per head where config.json does not say.
+
+    Raises:
+        CheckpointError: `hidden` is not a multiple of `heads`.
+    """
+    if heads < 1 or hidden % heads != 0:
+        raise CheckpointError(
+            "config.json", f"hidden size {hidden} with {heads} heads", "a multiple", "check the revision of config.json"
+        )
+    return hidden // heads
+
+
+def rope(config: Mapping[str, Any], *, base: float) -> dict[str, Fact]:
+    """Facts rotary_base and rope_scaling, from today's `rope_parameters` or yesterday's separate keys.
+
+    Args:
+        config: config.json.
+        base: The family's default base.
+    """
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, Mapping):
+        parameters = {}
+    theta = parameters.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base", base)))
+    scaling = config.get("rope_scaling")
+    kind = parameters.get("rope_type", "default")
+    if isinstance(scaling, Mapping):
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return {"rotary_base": float(theta), "rope_scaling": None if kind == "default" else str(kind)}

@@ -1,0 +1,48 @@
+"""The command tree, and the one place where an exception becomes an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from llmcompile import __version__
+from llmcompile.cli import partition, verify
+
+app = typer.Typer(
+    name="llmcompile",
+    help="Compile Hugging Face checkpoints ahead of time, and prove the artifact right before it ships.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(partition.app, name="partition")
+app.command("verify")(verify.verify)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmcompile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Compile Hugging Face checkpoints ahead of time, and prove the artifact right before it ships."""
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    from llmcompile.cli.console import TerminatedError
+
+    raise TerminatedError
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(app())

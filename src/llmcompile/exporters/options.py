@@ -1,0 +1,55 @@
+"""What every build command may be asked, resolved: flag, then environment, then the default written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmcompile.errors import OptionsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options common to all build commands.
+
+    Attributes:
+        model: Local folder, or hub id like org/name or org/name@revision.
+        output: Directory to create.
+        revision: Branch, tag or commit of a hub id.
+        validate: Whether the artifact is run against the model before it is released.
+        atol: Absolute tolerance of the validation; None for one that fits the element type.
+        rtol: Relative tolerance; None likewise.
+        dry_run: Print the plan and write nothing.
+        resume: Continue an interrupted run.
+        force: Replace an existing artifact, at the end.
+        max_memory: Bytes the process may hold; None for what the plan needs on this machine.
+        workers: Threads that rearrange and write; None for one per core, four at most.
+        allow_overflow: Accept values that become infinite in the cast.
+        trust_remote_code: Let transformers run the checkpoint's own Python code during validation.
+        token: Hub token; never stored, printed or logged.
+    """
+
+    model: str
+    output: Path
+    revision: str | None = None
+    validate: bool = True
+    atol: float | None = None
+    rtol: float | None = None
+    dry_run: bool = False
+    resume: bool = False
+    force: bool = False
+    max_memory: int | None = None
+    workers: int | None = None
+    allow_overflow: bool = False
+    trust_remote_code: bool = False
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise OptionsError(name, str(value), "a finite number, zero or more")
+        if not self.validate and (self.atol is not None or self.rtol is not None):
+            raise OptionsError("--no-validate", "with --atol or --rtol", "one or the other", "drop --no-validate")
+
+    def __repr__(self) -> str:
+        return f"BuildOptions(model={self.model!r}, output={str(self.output)!r}, ...)"

@@ -1,0 +1,1 @@
+"""The artifact's own record, and what serving systems need around it."""

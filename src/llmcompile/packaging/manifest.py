@@ -1,0 +1,150 @@
+"""llmcompile.json, the record inside every artifact: what it was made of, how, by which versions, and what was proved.
+
+It holds no time stamps, no output path and nothing that depends on how fast or where the work was done, so that the
+same checkpoint and options give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmcompile.errors import CheckpointError, Problem, collected
+
+SCHEMA_VERSION = 1
+_SCHEMA_ID = "https://llmcompile.dev/schemas/manifest-1.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Strict):
+    """A file by its path, with forward slashes, and its content."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Tool(_Strict):
+    """The program that wrote the artifact."""
+
+    name: Literal["llmcompile"] = "llmcompile"
+    version: str
+
+
+class Source(_Strict):
+    """The checkpoint: where it came from and every file of it that was read."""
+
+    model: str = Field(description="Hub id, or the local folder as it was given.")
+    revision: str | None = Field(description="Revision as it was given; null for a local folder.")
+    commit: str | None = Field(description="Commit the hub resolved it to; null for a local folder.")
+    format: Literal["safetensors", "pickle"]
+    files: tuple[FileRecord, ...]
+
+
+class Model(_Strict):
+    """The model's family and everything that was taken from config.json."""
+
+    architecture: str
+    sizes: Mapping[str, int]
+    facts: Mapping[str, bool | int | float | str | None]
+
+
+class Deviation(_Strict):
+    """A file that differs from what the vendor's converter writes, and why."""
+
+    path: str
+    reason: str
+
+
+class Ignored(_Strict):
+    """Tensors of the checkpoint that are not in the artifact, and why not."""
+
+    reason: str
+    tensors: tuple[str, ...]
+
+
+class Comparison(_Strict):
+    """One output of the artifact against the model's; floats are rounded to three significant digits."""
+
+    input: str = Field(description="What was fed: fixed tokens, or a prompt through the tokenizer.")
+    reference: str = Field(
+        description="What it was compared with: the model as it is, or rounded to the artifact's dtype."
+    )
+    output: str
+    passed: bool
+    details: Mapping[str, Any]
+
+
+class Validation(_Strict):
+    """What was proved about the numbers."""
+
+    passed: bool
+    executor: str
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+
+class Manifest(_Strict):
+    """The record of one artifact."""
+
+    schema_version: Literal[1] = 1
+    tool: Tool
+    backend: Literal["ft"]
+    source: Source
+    model: Model
+    options: Mapping[str, bool | int | float | str | None]
+    versions: Mapping[str, str] = Field(description="Python and every library that touched numbers.")
+    files: tuple[FileRecord, ...] = Field(description="Every file of the artifact but this one.")
+    deviations: tuple[Deviation, ...]
+    ignored: tuple[Ignored, ...]
+    overflowed: Mapping[str, int] = Field(description="Tensor -> finite elements that became infinite in the cast.")
+    notes: tuple[str, ...]
+    validation: Validation | None = Field(description="Null when the artifact was built without validation.")
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it is stored: indented JSON with a final newline."""
+    return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        CheckpointError: It is not there or does not follow the schema.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            str(path), str(error.strerror), "a manifest written by llmcompile", "pass the artifact's folder"
+        ) from error
+    except ValidationError as error:
+        raise collected(
+            CheckpointError,
+            [
+                Problem(
+                    f"{path}: {'.'.join(str(part) for part in item['loc'])}",
+                    item["msg"],
+                    f"manifest schema {SCHEMA_VERSION}",
+                    "the file was edited, or written by another version of llmcompile",
+                )
+                for item in error.errors()
+            ],
+        ) from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the manifest, as published in docs/manifest.schema.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": _SCHEMA_ID,
+        **Manifest.model_json_schema(),
+    }

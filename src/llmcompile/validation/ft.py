@@ -1,0 +1,361 @@
+"""Validates a FasterTransformer artifact: the model, as it is and as the runtime must see it, against the files.
+
+Two references are run. The *model* is what transformers computes in float32. The *model as stored* differs from it only
+by what the artifact cannot help: weights rounded to its element type, and constants that FasterTransformer has compiled
+in. The artifact must agree with the latter to float32 accuracy, which no wrong, swapped or missing number survives; its
+distance from the former is that of the two references, measured here, and is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from llmcompile.errors import MismatchError, Problem, collected
+from llmcompile.validation.compare import Comparison, compare, scale
+from llmcompile.validation.fastertransformer import Inputs, check_files, execute, execute_int8
+from llmcompile.validation.reference import Reference, fixed_tokens, prompt_tokens, run_reference
+from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
+
+PROMPT = "The quick brown fox jumps over the lazy dog, and then the engine starts."
+EXECUTOR = "FasterTransformer's context path, all ranks, in float32 on CPU"
+_BATCH, _SEQUENCE, _DECODER_SEQUENCE = 2, 16, 8
+_TORCH: Mapping[str, torch.dtype] = MappingProxyType({"fp16": torch.float16, "bf16": torch.bfloat16})
+_GELU = {"gelu": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu_new"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is validated.
+
+    Attributes:
+        folder: The artifact's `<ranks>-gpu` folder.
+        ranks: Tensor parallel ranks.
+        dtype: Element type of its files.
+        stored_dtype: Element type most of the checkpoint's bytes have; the same one means that nothing was rounded.
+        checkpoint: Folder of the Hugging Face model.
+        weight_files: Its files of weights.
+        family: Name of the architecture.
+        sizes: Its axes: vocab, layers, positions where it has them.
+        activation: The model's activation function.
+        norm_eps: The model's normalisation epsilon.
+        encoder_only: Whether the artifact holds only an encoder.
+        int8: Whether the SmoothQuant set is there.
+        overflow_accepted: Whether infinities made by the cast were accepted.
+    """
+
+    folder: Path
+    ranks: int
+    dtype: str
+    stored_dtype: str
+    checkpoint: Path
+    weight_files: tuple[Path, ...]
+    family: str
+    sizes: Mapping[str, int]
+    activation: str
+    norm_eps: float
+    encoder_only: bool
+    int8: bool
+    overflow_accepted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One comparison of a whole set of outputs.
+
+    Attributes:
+        input: What was fed.
+        reference: What it was compared with.
+        comparison: The verdict per output.
+        decisive: Whether a failure rejects the artifact; otherwise it informs.
+    """
+
+    input: str
+    reference: str
+    comparison: Comparison
+    decisive: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What validation found.
+
+    Attributes:
+        checks: The comparisons made, in order.
+        notes: What was left out and why.
+    """
+
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every decisive check passed."""
+        return all(check.comparison.passed for check in self.checks if check.decisive)
+
+
+class StoredWeights:
+    """A checkpoint's tensors through the libraries that wrote them, not through our own reader."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._stack = ExitStack()
+        self._where: dict[str, Any] = {}
+        for path in files:
+            if path.suffix == ".safetensors":
+                opened: Any = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+                self._where.update(dict.fromkeys(opened.keys(), opened))
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                self._where.update(dict.fromkeys(state, state))
+
+    def __enter__(self) -> StoredWeights:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._where.clear()
+
+    def names(self) -> Collection[str]:
+        """Every tensor in the checkpoint."""
+        return self._where.keys()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored."""
+        opened = self._where[name]
+        tensor: Tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
+        return tensor
+
+
+def validate(
+    subject: Subject, *, atol: float | None, rtol: float | None, trust_remote_code: bool
+) -> Iterator[Check | str]:
+    """Compare the artifact with the model, one check at a time.
+
+    Args:
+        subject: What to validate.
+        atol: The user's absolute tolerance against the model as it is; None for one that is measured.
+        rtol: The user's relative tolerance likewise.
+        trust_remote_code: Let transformers run the checkpoint's own code.
+
+    Yields:
+        A `Check` for each comparison, and a sentence for each thing left out.
+
+    Raises:
+        MismatchError: A file is missing, has the wrong size, or is one the runtime never opens.
+        CheckpointError: The checkpoint's weights do not fit its config.json.
+    """
+    problems = check_files(subject.folder, subject.ranks)
+    if len(problems) > 0:
+        raise collected(MismatchError, problems)
+    prompt = prompt_tokens(subject.checkpoint, PROMPT, 32, trust_remote_code=trust_remote_code)
+    inputs = [("fixed tokens", _fixed(subject, subject.sizes["vocab"]))]
+    if prompt.tokens is None:
+        yield f"no prompt was tried: {prompt.reason}"
+    else:
+        inputs.append(("a prompt", prompt.tokens[:, : _longest(subject)]))
+    with StoredWeights(subject.weight_files) as weights:
+        for name, tokens in inputs:
+            yield from _checks(subject, weights, name, tokens, atol, rtol, trust_remote_code)
+
+
+def _longest(subject: Subject) -> int:
+    return min(subject.sizes.get("positions", 32), 32)
+
+
+def _fixed(subject: Subject, vocab: int) -> Tensor:
+    return fixed_tokens(vocab, batch=_BATCH, sequence=min(_SEQUENCE, _longest(subject)))
+
+
+def _checks(
+    subject: Subject,
+    weights: StoredWeights,
+    name: str,
+    tokens: Tensor,
+    atol: float | None,
+    rtol: float | None,
+    trust_remote_code: bool,
+) -> Iterator[Check | str]:
+    decoder = _decoder_tokens(subject, tokens.shape[0])
+
+    def reference(rounded_to: torch.dtype | None, overrides: Mapping[str, object]) -> Reference:
+        return run_reference(
+            subject.checkpoint,
+            weights,
+            tokens=tokens,
+            decoder_tokens=decoder,
+            encoder_only=subject.encoder_only,
+            rounded_to=rounded_to,
+            overrides=overrides,
+            trust_remote_code=trust_remote_code,
+        )
+
+    given = atol is not None or rtol is not None
+    model = reference(None, {})
+    rounded_to = None if subject.dtype == subject.stored_dtype else _TORCH.get(subject.dtype)
+    overrides, changes = _compiled_in(subject)
+    if rounded_to is not None:
+        changes = [f"weights rounded to {subject.dtype}", *changes]
+    stored = model if len(changes) == 0 else reference(rounded_to, overrides)
+    inputs = Inputs(tokens=tokens, decoder_tokens=decoder, hidden=stored.hidden)
+    found = execute(subject.folder, inputs, ranks=subject.ranks)
+    if subject.overflow_accepted:
+        yield from _mask_overflow(stored, found)
+    tight = {output: _tight(subject, values) for output, values in stored.outputs.items()}
+    if len(changes) > 0:
+        limits = {
+            output: _measured(model.outputs[output], values, tight[output], changes, atol, rtol)
+            for output, values in stored.outputs.items()
+        }
+        yield Check(
+            input=name,
+            reference="the model in float32",
+            comparison=compare(model.outputs, found, limits),
+            decisive=given,
+        )
+        reference_name = f"the model with {' and '.join(changes)}"
+    else:
+        reference_name = "the model in float32"
+        if given:
+            tight = {output: _given(limit, atol, rtol) for output, limit in tight.items()}
+    yield Check(
+        input=name,
+        reference=reference_name,
+        comparison=compare(stored.outputs, found, tight),
+        decisive=len(changes) == 0 or not given,
+    )
+    if subject.int8:
+        yield _int8_check(subject, name, inputs, found)
+
+
+def _decoder_tokens(subject: Subject, batch: int) -> Tensor | None:
+    if subject.family != "t5" or subject.encoder_only:
+        return None
+    return fixed_tokens(subject.sizes["vocab"], batch=batch, sequence=_DECODER_SEQUENCE, seed=1)
+
+
+def _compiled_in(subject: Subject) -> tuple[dict[str, object], list[str]]:
+    """Config values that FasterTransformer has compiled in, where they differ from the model's, and a phrase for each.
+
+    Source: NVIDIA/FasterTransformer@df4a753:src/fastertransformer/models/gptj/GptJ.h:42, gptneox/GptNeoX.h:43,
+    bert/Bert.h:42, t5/T5Encoder.h:57 (epsilons) and kernels/activation_kernels.cu:48-57 (GELU by its tanh formula).
+    """
+    epsilons = {
+        "gptj": ("layer_norm_epsilon", 1e-6),
+        "gptneox": ("layer_norm_eps", 1e-5),
+        "bert": ("layer_norm_eps", 1e-6),
+        "t5": ("layer_norm_epsilon", 1e-6),
+    }
+    activations = {
+        "gpt2": "activation_function",
+        "opt": "activation_function",
+        "gptj": "activation_function",
+        "gptneox": "hidden_act",
+        "bert": "hidden_act",
+        "t5": "dense_act_fn",
+    }
+    overrides: dict[str, object] = {}
+    changes: list[str] = []
+    if subject.family in epsilons:
+        key, epsilon = epsilons[subject.family]
+        if subject.norm_eps != epsilon:
+            overrides[key] = epsilon
+            changes.append(f"the runtime's norm epsilon {epsilon:g} instead of {subject.norm_eps:g}")
+    if subject.family in activations and subject.activation in _GELU:
+        overrides[activations[subject.family]] = _GELU[subject.activation]
+        changes.append("the runtime's tanh formula for GELU")
+    return overrides, changes
+
+
+def _tight(subject: Subject, expected: Tensor) -> Tolerance:
+    layers = subject.sizes["layers"] + (0 if subject.encoder_only else subject.sizes.get("decoder_layers", 0))
+    dtype: Dtype = "fp16" if subject.dtype == "fp16" else "bf16" if subject.dtype == "bf16" else "fp32"
+    # A projected embedding (OPT-350m) is stored as one rounded product, which rounding its factors does not reproduce.
+    product = dtype != "fp32" and subject.sizes.get("width", 0) not in (0, subject.sizes["hidden"])
+    return tolerance(dtype, layers=layers, scale=scale(expected), approximate=False, reference_rounded=not product)
+
+
+def _measured(
+    model: Tensor, stored: Tensor, tight: Tolerance, changes: Sequence[str], atol: float | None, rtol: float | None
+) -> Tolerance:
+    """What the changes alone do to the model's outputs, and the tight tolerance on top."""
+    moved = scale(stored - model)
+    reason = f"{' and '.join(changes)} alone move this output of the model by up to {moved:.3g}"
+    return _given(Tolerance(atol=moved + tight.atol, rtol=tight.rtol, reason=reason), atol, rtol)
+
+
+def _given(limit: Tolerance, atol: float | None, rtol: float | None) -> Tolerance:
+    if atol is None and rtol is None:
+        return limit
+    flags = " and ".join(flag for flag, value in (("--atol", atol), ("--rtol", rtol)) if value is not None)
+    return Tolerance(atol=0.0 if atol is None else atol, rtol=0.0 if rtol is None else rtol, reason=f"given by {flags}")
+
+
+def _mask_overflow(stored: Reference, found: Mapping[str, Tensor]) -> Iterator[str]:
+    """Set to zero what is non-finite on both sides, since the infinities were accepted."""
+    for output, values in stored.outputs.items():
+        if output in found and found[output].shape == values.shape:
+            both = ~values.isfinite() & ~found[output].isfinite()
+            values[both] = 0.0
+            found[output][both] = 0.0
+            if bool(both.any()):
+                share = both.float().mean().item()
+                yield f"{share:.1%} of output {output} is not finite, here as in the model, and was not compared"
+
+
+def _int8_check(subject: Subject, name: str, inputs: Inputs, expected: Mapping[str, Tensor]) -> Check:
+    """The int8 files against the float files: quantization noise is expected, a wrong scale is not."""
+    found = execute_int8(subject.folder, inputs, ranks=subject.ranks)
+    limits = {
+        output: Tolerance(
+            atol=_INT8_NOISE * scale(values), rtol=0.0, reason="8-bit weights and activations, by the given scales"
+        )
+        for output, values in expected.items()
+    }
+    return Check(
+        input=name,
+        reference="the artifact's own float files",
+        comparison=compare(expected, found, limits),
+        decisive=True,
+    )
+
+
+_INT8_NOISE = 0.5
+"""Largest error of the int8 run, as a fraction of the largest output. Calibrated scales give 0.02 to 0.1; scales that
+clip give more without being wrong, so that this only catches files that are not what they say."""
+
+
+def problems_of(checks: Sequence[Check]) -> list[Problem]:
+    """One problem per failed output of the decisive checks, naming the worst position."""
+    problems = []
+    for check in checks:
+        if not check.decisive or check.comparison.passed:
+            continue
+        if not check.comparison.names_match:
+            found, expected = check.comparison.names_found, check.comparison.names_expected
+            problems.append(Problem("outputs", ", ".join(found), ", ".join(expected)))
+        for verdict in check.comparison.verdicts:
+            if verdict.passed:
+                continue
+            limit = f"within atol {verdict.atol:.3g} and rtol {verdict.rtol:.3g} of {verdict.worst_expected!r}"
+            where = f"{verdict.name}{list(verdict.worst) if verdict.worst is not None else ''}"
+            problems.append(
+                Problem(
+                    f"{where}, {check.input}, against {check.reference}",
+                    f"{verdict.worst_found!r} (max abs {verdict.max_abs!r})"
+                    if verdict.shape_found == verdict.shape_expected
+                    else f"shape {verdict.shape_found}",
+                    limit if verdict.shape_found == verdict.shape_expected else f"shape {verdict.shape_expected}",
+                    "the artifact was kept for inspection; if its rounding alone is to blame, pass --atol",
+                )
+            )
+    return problems
