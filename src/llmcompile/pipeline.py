@@ -556,6 +556,9 @@ def _ignored(ignored: Mapping[str, str]) -> Iterator[records.Ignored]:
         yield records.Ignored(reason=reason, tensors=tuple(sorted(name for name in ignored if ignored[name] == reason)))
 
 
+_RESTORE = "copy the artifact again from where it was built, or rebuild it"
+
+
 def verify(artifact: Path) -> tuple[records.Manifest, list[Problem]]:
     """Compare an artifact's files with its manifest, byte for byte.
 
@@ -568,16 +571,19 @@ def verify(artifact: Path) -> tuple[records.Manifest, list[Problem]]:
     manifest = records.read(artifact / MANIFEST)
     listed = {record.path: record for record in manifest.files}
     present = {str(path.relative_to(artifact)) for path in artifact.rglob("*") if not path.is_dir()}
-    problems = [Problem(path, "not in the manifest", "no such file") for path in sorted(present - {*listed, MANIFEST})]
+    problems = [
+        Problem(path, "not in the manifest", "no such file", "move it away")
+        for path in sorted(present - {*listed, MANIFEST})
+    ]
     for path, record in listed.items():
         if path not in present:
-            problems.append(Problem(path, "missing", f"{record.bytes} bytes"))
+            problems.append(Problem(path, "missing", f"{record.bytes} bytes", _RESTORE))
             continue
         size = (artifact / path).stat().st_size
         if size != record.bytes:
-            problems.append(Problem(path, f"{size} bytes", f"{record.bytes} bytes"))
+            problems.append(Problem(path, f"{size} bytes", f"{record.bytes} bytes", _RESTORE))
         elif (digest := hash_file(artifact / path).sha256) != record.sha256:
-            problems.append(Problem(path, f"sha256 {digest}", record.sha256))
+            problems.append(Problem(path, f"sha256 {digest}", record.sha256, _RESTORE))
     return manifest, problems
 
 

@@ -274,11 +274,11 @@ def make_plan(
     needed = {role for row in rows if _applies(row.when, dims) for role in row.roles}
     ledger = _Ledger(architecture, dims, dict(stored), located, needed)
     pieces = ledger.pieces()
-    problems = list(ledger.problems)
+    problems = [*ledger.problems, *_indivisible([row for row in rows if _applies(row.when, dims)], pieces, ranks)]
     steps: list[Step] = []
     for row in rows:
         if _applies(row.when, dims):
-            steps.extend(_steps(row, pieces, ranks, dtype, problems))
+            steps.extend(_steps(row, pieces, ranks, dtype))
     ignored = ledger.account_for_rest(unused)
     problems.extend(ledger.unknown)
     return Plan(
@@ -412,9 +412,7 @@ def _piece(tensor: Tensor, role: str, part: int, stored: Stored, dims: Dims) -> 
     )
 
 
-def _steps(
-    row: Row, pieces: Mapping[PieceKey, Piece], ranks: int, dtype: DType, problems: list[_Finding]
-) -> Iterable[Step]:
+def _steps(row: Row, pieces: Mapping[PieceKey, Piece], ranks: int, dtype: DType) -> Iterable[Step]:
     per_layer = sorted({layer for role, layer in pieces if role in row.roles and layer is not None})
     layers: list[int | None] = [*per_layer] if len(per_layer) > 0 else [None]
     if row.layer is not None:
@@ -422,21 +420,14 @@ def _steps(
     for layer in layers:
         parts = [pieces[role, layer] for role in row.roles if (role, layer) in pieces]
         if len(parts) == len(row.roles):
-            step = _step(row, layer, tuple(parts), ranks, dtype, problems)
+            step = _step(row, layer, tuple(parts), ranks, dtype)
             if step is not None:
                 yield step
 
 
-def _step(
-    row: Row, layer: int | None, pieces: tuple[Piece, ...], ranks: int, dtype: DType, problems: list[_Finding]
-) -> Step | None:
-    for piece in pieces:
-        axis = _split_axis(row, piece)
-        if axis != "" and piece.size(axis) % ranks != 0:
-            size = piece.size(axis)
-            found = f"{size} {axis} over {ranks} ranks = {size / ranks:.2f} each"
-            problems.append(_Finding(piece.role, layer, found, "a whole number", _degrees(size)))
-            return None
+def _step(row: Row, layer: int | None, pieces: tuple[Piece, ...], ranks: int, dtype: DType) -> Step | None:
+    if any(piece.size(axis) % ranks != 0 for piece in pieces if (axis := _split_axis(row, piece)) != ""):
+        return None
     path = row.file if layer is None else row.file.replace("{layer}", str(layer))
     split = "{rank}" in path
     files = tuple(path.replace("{rank}", str(rank)) for rank in range(ranks)) if split else (path,)
@@ -453,9 +444,26 @@ def _file_bytes(row: Row, pieces: tuple[Piece, ...], dtype: DType, ranks: int) -
     return elements * dtype.size_bytes // (ranks if row.split != "" else 1)
 
 
-def _degrees(size: int) -> str:
-    fits = ", ".join(str(degree) for degree in range(1, size + 1) if size % degree == 0)
-    return f"--tp must divide {size}: {fits}"
+def _indivisible(rows: Sequence[Row], pieces: Mapping[PieceKey, Piece], ranks: int) -> list[_Finding]:
+    """One finding per axis that does not divide, with the degrees that suit all split axes of the model."""
+    sizes: dict[str, int] = {}
+    for row in rows:
+        for (role, _), piece in pieces.items():
+            if row.split != "" and role in row.roles:
+                sizes[_split_axis(row, piece)] = piece.size(_split_axis(row, piece))
+    shared = math.gcd(*sizes.values())
+    degrees = ", ".join(str(degree) for degree in range(1, shared + 1) if shared % degree == 0)
+    return [
+        _Finding(
+            f"--tp {ranks}",
+            None,
+            f"{size} {axis} / {ranks} ranks = {size / ranks:.2f}",
+            "a whole number on each rank",
+            f"degrees that divide this model: {degrees}",
+        )
+        for axis, size in sizes.items()
+        if size % ranks != 0
+    ]
 
 
 @dataclass(frozen=True)

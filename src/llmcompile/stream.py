@@ -31,7 +31,7 @@ from llmcompile.plan import (
     segments,
 )
 from llmcompile.transforms import Array, cast, copy_strided, from_float32, overflows
-from llmcompile.writing import WorkDirectory, Written
+from llmcompile.writing import HashedFile, WorkDirectory, Written
 
 _HASH_BYTES = 1 << 20
 _LEAST_STAGING_BYTES = 256 << 10
@@ -190,11 +190,11 @@ class _Run:
 
     def _write(self, step: Step) -> None:
         staging = max(_LEAST_STAGING_BYTES, BLOCK_BYTES // len(step.files) // 4096 * 4096)
-        outputs = [
-            self.directory.create(self.prefix + file, step.file_bytes, staging_bytes=staging) for file in step.files
-        ]
+        outputs: list[HashedFile] = []
         overflowed: Counter[str] = Counter()
         try:
+            for file in step.files:
+                outputs.append(self.directory.create(self.prefix + file, step.file_bytes, staging_bytes=staging))
             for rank, block in _blocks(step, self.reader, overflowed):
                 outputs[rank].write(block)
                 self.advance(len(block), step.pieces[0].stored.name)

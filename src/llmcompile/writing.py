@@ -75,10 +75,14 @@ class HashedFile:
         with output_errors(self._part, size_bytes):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            if size_bytes >= _DIRECT_FROM_BYTES and self._go_direct():
-                self._staging = mmap.mmap(-1, staging_bytes)
-            if size_bytes > 0:
-                _preallocate(self._descriptor, size_bytes)
+            try:
+                if size_bytes >= _DIRECT_FROM_BYTES and self._go_direct():
+                    self._staging = mmap.mmap(-1, staging_bytes)
+                if size_bytes > 0:
+                    _preallocate(self._descriptor, size_bytes)
+            except BaseException:
+                self.close()
+                raise
 
     def _go_direct(self) -> bool:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
@@ -406,7 +410,7 @@ def check_replaceable(output: Path, *, force: bool) -> None:
         return
     if not output.is_dir() or output.is_symlink():
         raise OutputError(str(output), "exists and is not a directory", "a new directory", "choose another OUTPUT")
-    present = {str(path.relative_to(output)) for path in output.rglob("*") if not path.is_dir()}
+    present = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_symlink() or not path.is_dir()}
     if len(present) == 0:
         return
     if MANIFEST not in present:

@@ -48,7 +48,7 @@ def locate(model: str, *, revision: str | None, token: str | None) -> Located:
     if folder.exists():
         if revision is not None:
             raise CheckpointError("--revision", f"{revision}, with the local folder {model}", "a hub id", "drop it")
-        return Located(folder, folder.resolve().name, None, None)
+        return Located(folder, folder.absolute().name if folder.name != "" else folder.resolve().name, None, None)
     if _HUB_ID.fullmatch(model) is None or model.startswith("."):
         raise CheckpointError(model, "no such folder", "a local folder or a hub id like org/name", "check --model")
     repo, _, inline = model.partition("@")

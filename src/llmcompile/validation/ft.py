@@ -355,7 +355,6 @@ def problems_of(checks: Sequence[Check]) -> list[Problem]:
                     if verdict.shape_found == verdict.shape_expected
                     else f"shape {verdict.shape_found}",
                     limit if verdict.shape_found == verdict.shape_expected else f"shape {verdict.shape_expected}",
-                    "the artifact was kept for inspection; if its rounding alone is to blame, pass --atol",
                 )
             )
     return problems

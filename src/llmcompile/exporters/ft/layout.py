@@ -90,6 +90,8 @@ def _model_name(family: Family, architecture: Architecture, dims: Dims, options:
     name = {"path": model_label, "config": str(dims.facts["name_or_path"])}.get(family.name_from, "")
     if architecture.name == "bert":
         name = str(dims.facts["model_type"])
+    # A line break in somebody's config.json must not become a line of ours.
+    name = "".join(character for character in name if character.isprintable())
     room = config_ini.MAX_LINE_BYTES - len("_name_or_path = ")
     return (family.default_name if name == "" else name).encode()[:room].decode(errors="ignore")
 

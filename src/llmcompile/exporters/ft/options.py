@@ -37,9 +37,13 @@ class FtOptions:
                 raise OptionsError(flag, str(value), "1 or more")
         if self.dtype not in (None, "fp32", "fp16", "bf16"):
             raise OptionsError("--dtype", str(self.dtype), "fp32, fp16 or bf16")
-        if self.model_name is not None and (len(self.model_name) > 150 or not self.model_name.isprintable()):
+        if self.model_name is not None and not _fits_one_line(self.model_name):
             raise OptionsError(
                 "--model-name",
-                f"{len(self.model_name)} characters",
-                "at most 150 printable ones: FasterTransformer reads lines of 200 bytes",
+                f"{self.model_name[:40]!a}, {len(self.model_name)} characters",
+                "printable ones of at most 150 bytes: FasterTransformer reads lines of 200 bytes",
             )
+
+
+def _fits_one_line(name: str) -> bool:
+    return name.isprintable() and len(name.encode()) <= 150

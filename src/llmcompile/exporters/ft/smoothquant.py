@@ -70,9 +70,8 @@ def _load(path: Path) -> Mapping[str, Any]:
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load fails in a dozen ways on a damaged file; each means the same to whoever passed it.
-        raise CheckpointError(
-            str(path), str(error).splitlines()[0][:160], "module name -> input and output", "check --act-scales"
-        ) from error
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise CheckpointError(str(path), why, "module name -> input and output", "check --act-scales") from error
     if not isinstance(value, dict):
         raise CheckpointError(str(path), f"a {type(value).__name__}", "a dict", "check --act-scales")
     return value
