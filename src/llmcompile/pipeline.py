@@ -31,7 +31,7 @@ from llmcompile.errors import (
     UnsupportedError,
     collected,
 )
-from llmcompile.exporters.ft.layout import make_layout
+from llmcompile.exporters.backends import BACKENDS
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.spec import Layout
@@ -168,7 +168,7 @@ def prepare(options: FtOptions, report: Report) -> Job:
         _reject_auxiliary_pointers(checkpoint)
         architecture = lookup(checkpoint.config)
         dims = architecture.dims(checkpoint.config)
-        layout = make_layout(
+        layout = BACKENDS[options.backend].make_layout(
             architecture, dims, options, source_dtype=prevailing_dtype(checkpoint), model_label=located.label
         )
         plan = make_plan(
@@ -339,7 +339,7 @@ def _identity(job: Job) -> dict[str, Any]:
     return {
         "llmcompile": __version__,
         "backend": job.layout.backend,
-        "options": _artifact_options(job),
+        "options": dict(_recorded(job)),
         "config.json": hash_file(job.checkpoint.root / "config.json").sha256,
         "sources": [[file.name, file.size_bytes, file.modified_ns] for file in job.checkpoint.files],
         "auxiliary": [[name, hash_file(job.checkpoint.root / name).sha256] for name in job.checkpoint.auxiliary],
@@ -347,17 +347,8 @@ def _identity(job: Job) -> dict[str, Any]:
     }
 
 
-def _artifact_options(job: Job) -> dict[str, Any]:
-    """The options that decide the artifact's bytes, as resolved."""
-    options = job.options
-    return {
-        "tp": options.tp,
-        "pp": options.pp,
-        "dtype": job.layout.dtype.name,
-        "encoder_only": options.encoder_only,
-        "act_scales": None if options.act_scales is None else hash_file(options.act_scales).sha256,
-        "model_name": options.model_name,
-    }
+def _recorded(job: Job) -> Mapping[str, Any]:
+    return BACKENDS[job.options.backend].recorded(job.options, job.layout)
 
 
 def _write(job: Job, work: WorkDirectory, view: View) -> Streamed:
@@ -521,7 +512,7 @@ def _manifest(job: Job, work: WorkDirectory, streamed: Streamed, validation: _Va
         ),
         model=records.Model(architecture=job.architecture.name, sizes=job.dims.sizes, facts=job.dims.facts),
         options={
-            **_artifact_options(job),
+            **_recorded(job),
             "validate": build.validate,
             "atol": build.atol,
             "rtol": build.rtol,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from llmcompile.errors import OptionsError
 from llmcompile.exporters.options import BuildOptions
@@ -22,6 +23,8 @@ class FtOptions:
         act_scales: SmoothQuant activation scales of an OPT model; adds the int8 set.
         model_name: `model_name` in config.ini; None for what the vendor's converter writes.
     """
+
+    backend: ClassVar[str] = "ft"
 
     build: BuildOptions
     tp: int = 1

@@ -69,10 +69,12 @@ class Config:
 
     @property
     def hidden(self) -> int:
+        """Width of the residual stream."""
         return self.heads * self.head_dim
 
     @property
     def local_heads(self) -> int:
+        """Heads of one rank."""
         return self.heads // self.ranks
 
 

@@ -58,6 +58,7 @@ class Config:
 
     @property
     def hidden(self) -> int:
+        """Width of the residual stream."""
         return self.heads * self.head_dim
 
 

@@ -45,18 +45,23 @@ class Ini:
         return any(key.startswith(f"{section.lower()}=") for key in self.values)
 
     def has(self, section: str, key: str) -> bool:
+        """Whether the key is there."""
         return _lookup_key(section, key) in self.values
 
     def text(self, section: str, key: str) -> str:
+        """A required string."""
         return self._required(section, key, self.values.get(_lookup_key(section, key)), "a value")
 
     def text_or(self, section: str, key: str, default: str) -> str:
+        """An optional string."""
         return self.values.get(_lookup_key(section, key), default)
 
     def integer(self, section: str, key: str) -> int:
+        """A required integer."""
         return self._required(section, key, _leading_integer(self.text_or(section, key, "")), "an integer")
 
     def integer_or(self, section: str, key: str, default: int) -> int:
+        """An optional integer; what is not one counts as absent."""
         value = _leading_integer(self.text_or(section, key, ""))
         return default if value is None else value
 
@@ -75,13 +80,16 @@ class Ini:
         return value
 
     def real(self, section: str, key: str) -> float:
+        """A required number."""
         return self._required(section, key, _leading_real(self.text_or(section, key, "")), "a number")
 
     def real_or(self, section: str, key: str, default: float) -> float:
+        """An optional number; what is not one counts as absent."""
         value = _leading_real(self.text_or(section, key, ""))
         return default if value is None else value
 
     def boolean_or(self, section: str, key: str, default: bool) -> bool:
+        """An optional boolean; what is not one counts as absent."""
         word = self.text_or(section, key, "").lower()
         if word in _TRUE:
             return True

@@ -83,6 +83,7 @@ class Row:
         return self.name.format(layer=layer) + suffix
 
     def files(self, ranks: int) -> Iterator[str]:
+        """Every file of all layers and ranks."""
         for layer in range(self.layers):
             for rank in range(ranks if self.stored is Stored.PER_RANK else 1):
                 yield self.file(layer, rank)

@@ -76,14 +76,17 @@ class Stack:
 
     @property
     def local_heads(self) -> int:
+        """Heads of one rank."""
         return self.heads // self.ranks
 
     @property
     def block(self) -> str:
+        """Start of the names of a layer's files."""
         return f"{self.section}.block.{{layer}}."
 
     @property
     def bias_table(self) -> str:
+        """Name of the relative position biases, which block 0 holds for all."""
         return f"{self.section}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
