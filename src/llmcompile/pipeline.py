@@ -18,7 +18,7 @@ from llmcompile.architectures import lookup
 from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.checkpoint.folder import Checkpoint, contained, open_checkpoint
 from llmcompile.checkpoint.headers import reject_lfs_pointer
-from llmcompile.checkpoint.hub import Located, locate
+from llmcompile.checkpoint.hub import Located, locate, peek
 from llmcompile.dtypes import BY_NAME, FP16, DType
 from llmcompile.errors import (
     CheckpointError,
@@ -162,10 +162,8 @@ def prepare(options: FtOptions, report: Report) -> Job:
     """
     build = options.build
     with report.stage("locate"):
-        located = locate(build.model, revision=build.revision, token=build.token)
+        located, checkpoint = _open(build)
     with report.stage("plan"):
-        checkpoint = open_checkpoint(located.root)
-        _reject_auxiliary_pointers(checkpoint)
         architecture = lookup(checkpoint.config)
         dims = architecture.dims(checkpoint.config)
         layout = BACKENDS[options.backend].make_layout(
@@ -192,6 +190,17 @@ def prepare(options: FtOptions, report: Report) -> Job:
         resources=resources,
         errors=tuple(_obstacles(build, layout, plan, resources)),
     )
+
+
+def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
+    """The model's headers; for a dry run without downloading its weights, where that is possible."""
+    peeked = peek(build.model, revision=build.revision, token=build.token) if build.dry_run else None
+    if peeked is not None:
+        return peeked
+    located = locate(build.model, revision=build.revision, token=build.token)
+    checkpoint = open_checkpoint(located.root)
+    _reject_auxiliary_pointers(checkpoint)
+    return located, checkpoint
 
 
 def _reject_auxiliary_pointers(checkpoint: Checkpoint) -> None:

@@ -22,6 +22,7 @@ from llmcompile.checkpoint.reader import Reader
 from llmcompile.dtypes import FP32, DType
 from llmcompile.plan import (
     BLOCK_BYTES,
+    Compute,
     Piece,
     Plan,
     Step,
@@ -418,22 +419,25 @@ def _computed(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[
     """Files made by arithmetic on whole tensors, or on some rows of the first with the whole of the others."""
     compute = step.row.compute
     assert compute is not None
-    inputs_dtype = step.artifact_dtype if compute.inputs is None else compute.inputs
     sizes = [piece.size(leading_axis(piece)) for piece in step.pieces]
-    length = _rows_per_block(step, step.pieces[:1], sizes[0]) if compute.by_rows else sizes[0]
+    length = max(1, BLOCK_BYTES * sizes[0] // max(1, step.file_bytes)) if compute.by_rows else sizes[0]
     whole = _read(step.pieces[1:], [(0, size) for size in sizes[1:]], reader)
     for start in range(0, sizes[0], length):
         first = _read(step.pieces[:1], [(start, min(start + length, sizes[0]))], reader)
-        inputs = [
-            _cast(piece, view, inputs_dtype, overflowed)
-            for piece, view in zip(step.pieces, [*first, *whole], strict=True)
-        ]
-        results = compute.function(inputs, inputs_dtype, step.ranks, compute.constants)
-        for index, result in enumerate(results):
-            if result.dtype == np.float32 and step.dtype.is_float:
-                bits = from_float32(result, step.dtype)
-                elements = overflows(result, FP32, bits, step.dtype)
-                if elements > 0:
-                    overflowed[step.pieces[0].stored.name] += elements
-                result = bits
-            yield index, _bytes(result.astype(step.dtype.bits, copy=False))
+        yield from _results(step, compute, [*first, *whole], overflowed)
+        del first
+
+
+def _results(
+    step: Step, compute: Compute, views: Sequence[Array], overflowed: Counter[str]
+) -> Iterator[tuple[int, memoryview]]:
+    dtype = step.artifact_dtype if compute.inputs is None else compute.inputs
+    inputs = [_cast(piece, view, dtype, overflowed) for piece, view in zip(step.pieces, views, strict=True)]
+    for index, result in enumerate(compute.function(inputs, dtype, step.ranks, compute.constants)):
+        if result.dtype == np.float32 and step.dtype.is_float:
+            bits = from_float32(result, step.dtype)
+            elements = overflows(result, FP32, bits, step.dtype)
+            if elements > 0:
+                overflowed[step.pieces[0].stored.name] += elements
+            result = bits
+        yield index, _bytes(result.astype(step.dtype.bits, copy=False))

@@ -70,7 +70,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
     """
     if not root.is_dir():
         raise CheckpointError(str(root), "no such folder", hint="pass a local folder or a hub id like org/name")
-    config = _read_object(root, "config.json")
+    config = read_object(root, "config.json")
     first = next((name for name in WEIGHT_FILES if (root / name).exists()), None)
     if first is None:
         others = sorted(path.name for path in root.iterdir())[:8]
@@ -126,7 +126,12 @@ def contained(root: Path, name: str) -> Path:
     return path
 
 
-def _read_object(root: Path, name: str) -> dict[str, Any]:
+def read_object(root: Path, name: str) -> dict[str, Any]:
+    """Read a JSON file of a checkpoint that must hold an object.
+
+    Raises:
+        CheckpointError: It is absent, too large, or not such JSON.
+    """
     path = contained(root, name)
     try:
         size = path.stat().st_size
@@ -147,7 +152,7 @@ def _why(error: OSError) -> str:
 
 
 def _read_index(root: Path, name: str) -> dict[str, str]:
-    weight_map = _read_object(root, name).get("weight_map")
+    weight_map = read_object(root, name).get("weight_map")
     if not isinstance(weight_map, dict) or len(weight_map) == 0:
         raise CheckpointError(name, "no weight_map", "an object of tensor name -> file", "download it again")
     for tensor, file in weight_map.items():

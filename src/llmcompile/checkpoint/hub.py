@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from llmcompile.checkpoint.folder import AUXILIARY, WEIGHT_FILES
+from llmcompile.checkpoint.folder import (
+    AUXILIARY,
+    WEIGHT_FILES,
+    Checkpoint,
+    WeightFile,
+    auxiliary_files,
+    read_object,
+)
+from llmcompile.checkpoint.headers import Stored, parse_safetensors
 from llmcompile.errors import CheckpointError, NetworkError
 
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?:@[\w./-]+)?")
@@ -44,32 +53,110 @@ def locate(model: str, *, revision: str | None, token: str | None) -> Located:
         CheckpointError: No such folder or repository, no weights in it, or no access.
         NetworkError: The hub cannot be reached or failed; what was downloaded is kept and continued.
     """
+    from huggingface_hub import constants, snapshot_download
+
+    local = _local(model, revision)
+    if local is not None:
+        return local
+    repo, revision = _repository(model, revision)
+    with _hub_errors(repo, revision):
+        if constants.HF_HUB_OFFLINE:
+            root = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            return Located(root, repo, revision, root.name)
+        commit, sizes = _list(repo, revision, token)
+        patterns = _literal(_wanted(repo, sizes))
+        root = Path(snapshot_download(repo, revision=commit, token=token, allow_patterns=patterns))
+    return Located(root, repo, revision, commit)
+
+
+def peek(model: str, *, revision: str | None, token: str | None) -> tuple[Located, Checkpoint] | None:
+    """Read the headers of a hub repository's safetensors by range requests, downloading no weights.
+
+    Returns:
+        Where the model is, its folder being a name only, and what it holds; None for a local folder, or a repository
+        that can only be read once it is here: one of pickles, or with the hub switched off.
+
+    Raises:
+        CheckpointError: As for `locate`, and for headers that lie.
+        NetworkError: As for `locate`.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    if _local(model, revision) is not None or constants.HF_HUB_OFFLINE:
+        return None
+    repo, revision = _repository(model, revision)
+    with _hub_errors(repo, revision):
+        commit, sizes = _list(repo, revision, token)
+        wanted = _wanted(repo, sizes)
+        weights = [name for name in wanted if name.endswith(".safetensors")]
+        if len(weights) == 0:
+            return None
+        root = Path(hf_hub_download(repo, "config.json", revision=commit, token=token)).parent
+        tensors: dict[str, Stored] = {}
+        for name in weights:
+            found = parse_safetensors(_ranges(repo, commit, name, token), sizes[name], name)
+            tensors.update({tensor.name: tensor for tensor in found})
+    checkpoint = Checkpoint(
+        root=root,
+        config=MappingProxyType(read_object(root, "config.json")),
+        format="safetensors",
+        files=tuple(WeightFile(name, root / name, sizes[name], 0) for name in weights),
+        tensors=MappingProxyType(tensors),
+        auxiliary=auxiliary_files(wanted),
+    )
+    return Located(root, repo, revision, commit), checkpoint
+
+
+def _local(model: str, revision: str | None) -> Located | None:
     folder = Path(model).expanduser()
-    if folder.exists():
-        if revision is not None:
-            raise CheckpointError("--revision", f"{revision}, with the local folder {model}", "a hub id", "drop it")
-        return Located(folder, folder.absolute().name if folder.name != "" else folder.resolve().name, None, None)
+    if not folder.exists():
+        return None
+    if revision is not None:
+        raise CheckpointError("--revision", f"{revision}, with the local folder {model}", "a hub id", "drop it")
+    return Located(folder, folder.absolute().name if folder.name != "" else folder.resolve().name, None, None)
+
+
+def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Repository and revision of a hub id."""
     if _HUB_ID.fullmatch(model) is None or model.startswith("."):
         raise CheckpointError(model, "no such folder", "a local folder or a hub id like org/name", "check --model")
     repo, _, inline = model.partition("@")
     if inline != "" and revision is not None and inline != revision:
         raise CheckpointError("--revision", f"{revision}, and {inline} in {model}", "one revision", "drop --revision")
-    return _download(repo, inline if inline != "" else revision, token)
+    return repo, inline if inline != "" else revision
 
 
-def _download(repo: str, revision: str | None, token: str | None) -> Located:
-    from huggingface_hub import HfApi, snapshot_download
+def _list(repo: str, revision: str | None, token: str | None) -> tuple[str, dict[str, int]]:
+    """The commit a revision stands for, and its files with their bytes."""
+    from huggingface_hub import HfApi
 
-    with _hub_errors(repo, revision):
-        info = HfApi(token=token).model_info(repo, revision=revision)
-        names = [sibling.rfilename for sibling in info.siblings or ()]
-        wanted = wanted_files(names)
-        if len(wanted) == 0:
-            raise CheckpointError(
-                repo, f"no weights among {', '.join(names[:8])}", f"one of {', '.join(WEIGHT_FILES)}", "check --model"
-            )
-        root = snapshot_download(repo, revision=info.sha, token=token, allow_patterns=_literal(wanted))
-    return Located(Path(root), repo, revision, info.sha)
+    info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+    return str(info.sha), sizes
+
+
+def _wanted(repo: str, sizes: Mapping[str, int]) -> list[str]:
+    wanted = wanted_files(list(sizes))
+    if len(wanted) == 0:
+        names = ", ".join(list(sizes)[:8])
+        raise CheckpointError(repo, f"no weights among {names}", f"one of {', '.join(WEIGHT_FILES)}", "check --model")
+    return wanted
+
+
+def _ranges(repo: str, commit: str, name: str, token: str | None) -> Callable[[int, int], bytes]:
+    """A reader of byte ranges of one file on the hub."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo, name, revision=commit)
+
+    def read(offset: int, length: int) -> bytes:
+        headers = build_hf_headers(token=token) | {"Range": f"bytes={offset}-{offset + length - 1}"}
+        response = get_session().get(url, headers=headers, timeout=30)
+        hf_raise_for_status(response)
+        return bytes(response.content[:length])
+
+    return read
 
 
 def wanted_files(names: Sequence[str]) -> list[str]:

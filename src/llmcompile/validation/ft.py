@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmcompile.errors import MismatchError, Problem, collected
 from llmcompile.validation.compare import Comparison, compare, scale
-from llmcompile.validation.fastertransformer import Inputs, check_files, execute, execute_int8
+from llmcompile.validation.fastertransformer import Inputs, check_files, check_int8, execute, execute_int8
 from llmcompile.validation.reference import Reference, fixed_tokens, prompt_tokens, run_reference
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
@@ -157,6 +157,10 @@ def validate(
     problems = check_files(subject.folder, subject.ranks)
     if len(problems) > 0:
         raise collected(MismatchError, problems)
+    if subject.int8:
+        problems = check_int8(subject.folder, subject.ranks)
+        if len(problems) > 0:
+            raise collected(MismatchError, problems)
     prompt = prompt_tokens(subject.checkpoint, PROMPT, 32, trust_remote_code=trust_remote_code)
     inputs = [("fixed tokens", _fixed(subject, subject.sizes["vocab"]))]
     if prompt.tokens is None:

@@ -59,6 +59,15 @@ def execute_int8(folder: Path, inputs: Inputs, *, ranks: int) -> Outputs:
     return _run(smoothquant.resolve(ini, ranks, folder), folder, inputs, ranks)
 
 
+def check_int8(folder: Path, ranks: int) -> tuple[Problem, ...]:
+    """Where a SmoothQuant artifact's int8 files and scales disagree with its float files, whose sizes are checked.
+
+    Raises:
+        MismatchError: config.ini is unreadable or inconsistent.
+    """
+    return tuple(smoothquant.disagreements(read_ini(folder / "config.ini"), ranks, folder))
+
+
 def files(folder: Path, ranks: int) -> dict[str, int]:
     """Every file the runtime opens -> exact bytes; with `int8 = True`, in either mode.
 

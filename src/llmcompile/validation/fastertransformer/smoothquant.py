@@ -8,12 +8,14 @@ Source: NVIDIA/FasterTransformer@df4a753:src/fastertransformer/layers/DenseWeigh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llmcompile.errors import Problem
 from llmcompile.validation.fastertransformer.gpt import (
     LAYER,
     SECTION,
@@ -76,6 +78,56 @@ def _scale_entries(config: Config, projection: str) -> tuple[Entry, ...]:
         (f"{projection}.scale_inter", inter, Stored.ONCE),
         (f"{projection}.scale_out", single, Stored.ONCE),
     )
+
+
+def disagreements(ini: Ini, ranks: int, folder: Path) -> Iterator[Problem]:
+    """Where the int8 files are not the float files quantised per tensor, or the scales contradict each other.
+
+    An int8 run is too noisy to show one wrong file among hundreds. But each int8 weight must lie within half a step of
+    the float weight beside it, a step being max|W| / 127 of its tensor (of q, k and v apart), and of the three scales
+    two give the third: scale_inter = 1 / (scale_out * scale * 127 / max|W|).
+
+    Args:
+        ini: The artifact's config.ini, with `int8` true.
+        ranks: Tensor-parallel ranks.
+        folder: The `<ranks>-gpu` folder, its files known to have the right sizes.
+
+    Source: NVIDIA/FasterTransformer@df4a753:examples/pytorch/gpt/utils/huggingface_opt_convert.py (quantize)
+    """
+    config = read_config(ini, ranks)
+    rows = (*_int8_rows(config), *table(LAYER, config.dtype, layer_entries(config), layers=config.layers))
+    artifact = Artifact(folder, ranks, {row.name: row for row in rows})
+    for layer in range(config.layers):
+        for projection in _PROJECTIONS:
+            yield from _disagreements(artifact, projection, layer)
+
+
+def _disagreements(artifact: Artifact, projection: str, layer: int) -> Iterator[Problem]:
+    name = f"{LAYER}{projection}"
+    weights = [artifact.read(f"{name}.weight", layer=layer, rank=rank) for rank in range(artifact.ranks)]
+    apart = (0, 2) if projection == _FUSED else (0, 1)
+    largest = torch.stack([weight.abs().amax(apart, keepdim=True) for weight in weights]).amax(0).clamp_min(1e-8)
+    step = largest / 127
+    for rank, weight in enumerate(weights):
+        row = artifact.rows[f"{name}.weight.int8"]
+        error = ((artifact.read(row.name, layer=layer, rank=rank) * step - weight).abs() / step).max().item()
+        if not error <= _HALF_STEP:
+            file = str(artifact.folder / row.file(layer, rank))
+            yield Problem(file, f"up to {error:.3g} steps from the float weight", "at most half a step", _REQUANTISE)
+    scale, inter, out = (artifact.read(f"{name}.{kind}", layer=layer) for kind in ("scale", "scale_inter", "scale_out"))
+    implied = step.flatten() / (scale * out)
+    if inter.ndim == 2:
+        implied = implied[:, None].expand_as(inter)
+    if not torch.allclose(inter, implied, rtol=_SCALE_RTOL, atol=0.0):
+        file = str(artifact.folder / artifact.rows[f"{name}.scale_inter"].file(layer, 0))
+        found, expected = inter.flatten()[0].item(), implied.flatten()[0].item()
+        yield Problem(file, f"{found:.6g}", f"{expected:.6g}, from scale, scale_out and the weights", _REQUANTISE)
+
+
+_HALF_STEP = 0.5 + 0.08
+"""Half a step, and what the converter's arithmetic in fp16 adds: 127 x 2^-11 of a step."""
+_SCALE_RTOL = 2e-3
+_REQUANTISE = "partition the model again with the same --act-scales"
 
 
 def _quantise(x: Tensor, scale: Tensor) -> Tensor:
