@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from llmcompile.checkpoint.folder import (
     AUXILIARY,
@@ -146,14 +147,15 @@ def _wanted(repo: str, sizes: Mapping[str, int]) -> list[str]:
 def _ranges(repo: str, commit: str, name: str, token: str | None) -> Callable[[int, int], bytes]:
     """A reader of byte ranges of one file on the hub."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import utils
 
+    http: Any = utils  # re-exports its session and its error check without declaring so
     url = hf_hub_url(repo, name, revision=commit)
 
     def read(offset: int, length: int) -> bytes:
-        headers = build_hf_headers(token=token) | {"Range": f"bytes={offset}-{offset + length - 1}"}
-        response = get_session().get(url, headers=headers, timeout=30)
-        hf_raise_for_status(response)
+        headers = http.build_hf_headers(token=token) | {"Range": f"bytes={offset}-{offset + length - 1}"}
+        response = http.get_session().get(url, headers=headers, timeout=30)
+        http.hf_raise_for_status(response)
         return bytes(response.content[:length])
 
     return read
