@@ -543,11 +543,12 @@ def _manifest(job: Job, work: WorkDirectory, streamed: Streamed, validation: _Va
 
 
 def _deviations(job: Job) -> Iterator[records.Deviation]:
-    """One record per file; a pattern that matches no file names one that is deliberately not there."""
+    """One record per file; a pattern without one is about a file left out, for tensors the checkpoint repeats."""
     files = [*job.plan.files, *job.layout.texts]
+    repeated = any(reason.startswith("tied") for reason in job.plan.ignored.values())
     for pattern, reason in job.layout.deviations.items():
         matching = [file for file in files if fnmatchcase(file, pattern)]
-        for file in matching if len(matching) > 0 else [pattern]:
+        for file in matching if len(matching) > 0 or not repeated else [pattern]:
             yield records.Deviation(path=job.layout.folder + file, reason=reason)
 
 

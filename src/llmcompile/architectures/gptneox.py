@@ -14,6 +14,7 @@ from llmcompile.architectures.spec import (
     fused,
     linear,
     norm,
+    number,
     per_head,
     read_config,
     rope,
@@ -74,7 +75,7 @@ def _rotary_fraction(c: GPTNeoXConfig, config: Mapping[str, Any]) -> float:
         return c.rotary_pct
     parameters = config.get("rope_parameters")
     if isinstance(parameters, Mapping) and "partial_rotary_factor" in parameters:
-        return float(parameters["partial_rotary_factor"])
+        return number("rope_parameters.partial_rotary_factor", parameters["partial_rotary_factor"])
     return 0.25 if c.partial_rotary_factor is None else c.partial_rotary_factor
 
 

@@ -291,6 +291,9 @@ def rope(config: Mapping[str, Any], *, base: float) -> dict[str, Fact]:
     Args:
         config: config.json.
         base: The family's default base.
+
+    Raises:
+        CheckpointError: The base is not a number.
     """
     parameters = config.get("rope_parameters")
     if not isinstance(parameters, Mapping):
@@ -300,4 +303,17 @@ def rope(config: Mapping[str, Any], *, base: float) -> dict[str, Fact]:
     kind = parameters.get("rope_type", "default")
     if isinstance(scaling, Mapping):
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return {"rotary_base": float(theta), "rope_scaling": None if kind == "default" else str(kind)}
+    return {"rotary_base": number("rope_theta", theta), "rope_scaling": None if kind == "default" else str(kind)}
+
+
+def number(key: str, value: Any) -> float:
+    """The value of a config key that `HFConfig` leaves to the family.
+
+    Raises:
+        CheckpointError: It is not a finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(
+            f"config.json: {key}", repr(value)[:80], "a number", "check that config.json belongs to these weights"
+        )
+    return float(value)

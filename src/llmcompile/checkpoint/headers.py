@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from llmcompile.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 """Largest header the safetensors library reads. Source: huggingface/safetensors@main:safetensors/src/tensor.rs."""
+_MAX_COUNT = 2**63 - 1
+_MAX_AXES = 32
+"""Largest size and most axes of an array in the oldest NumPy we support."""
 _LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
 
 
@@ -113,7 +118,7 @@ def _refuse(subject: str, found: str, expected: str, hint: str = _BROKEN) -> NoR
 
 
 def strict_json(text: bytes, subject: str) -> Any:
-    """Parse JSON, refusing what `json.loads` lets pass: NaN, infinities and repeated keys.
+    """Parse JSON, refusing what `json.loads` lets pass: NaN, infinities, repeated keys and encodings but UTF-8.
 
     Raises:
         CheckpointError: `text` is not such JSON; the message names `subject`.
@@ -122,8 +127,7 @@ def strict_json(text: bytes, subject: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         unique = dict(items)
         if len(unique) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice, _ = Counter(name for name, _ in items).most_common(1)[0]
             raise ValueError(f"the key {twice!r} twice")
         return unique
 
@@ -131,7 +135,7 @@ def strict_json(text: bytes, subject: str) -> Any:
         raise ValueError(f"the value {name}")
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(subject, f"not valid JSON ({error})", "UTF-8 JSON", _BROKEN) from error
 
@@ -146,13 +150,15 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
 def _parse_entry(name: str, entry: Any, start: int, size: int, file: str) -> Stored:
     subject = f"{name} in {file}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        _refuse(subject, f"the header entry {str(entry)[:80]}", "dtype, shape and data_offsets")
-    dtype = BY_CODE.get(str(entry["dtype"]))
+        _refuse(subject, f"the header entry {reprlib.repr(entry)}", "dtype, shape and data_offsets")
+    code = entry["dtype"]
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        _refuse(subject, f"dtype {entry['dtype']!r}", f"one of {', '.join(BY_CODE)}")
+        _refuse(subject, f"dtype {reprlib.repr(code)}", f"one of {', '.join(BY_CODE)}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        _refuse(subject, f"shape {shape!r} at {offsets!r}", "lists of non-negative integers")
+        found = f"shape {reprlib.repr(shape)} at {reprlib.repr(offsets)}"
+        _refuse(subject, found, f"lists of at most {_MAX_AXES} integers from 0 to {_MAX_COUNT}")
     begin, end = offsets
     stored = Stored(name, file, dtype, tuple(shape), start + begin)
     if end - begin != stored.size_bytes:
@@ -168,7 +174,9 @@ def _parse_entry(name: str, entry: Any, start: int, size: int, file: str) -> Sto
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list) or len(value) > _MAX_AXES:
+        return False
+    return all(type(item) is int and 0 <= item <= _MAX_COUNT for item in value)
 
 
 def _reject_overlaps(tensors: tuple[Stored, ...], start: int, size: int, file: str) -> None:

@@ -146,8 +146,7 @@ def _wanted(repo: str, sizes: Mapping[str, int]) -> list[str]:
 
 def _ranges(repo: str, commit: str, name: str, token: str | None) -> Callable[[int, int], bytes]:
     """A reader of byte ranges of one file on the hub."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub import utils
+    from huggingface_hub import hf_hub_url, utils
 
     http: Any = utils  # re-exports its session and its error check without declaring so
     url = hf_hub_url(repo, name, revision=commit)
@@ -203,11 +202,16 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
             "a local folder or a hub id like org/name",
             "check --model; for a private repository pass --token or set HF_TOKEN",
         ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        # Before HfHubHTTPError, which LocalEntryNotFoundError was until huggingface_hub 1.0.
+        raise NetworkError(subject, "the hub cannot be reached, and the files are not cached", "", _RETRY) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
+        if status in (401, 403):
+            raise CheckpointError(
+                subject, f"the hub refused access with status {status}", "access", "check --token or HF_TOKEN"
+            ) from error
         raise NetworkError(subject, f"the hub answered with status {status}", "", _RETRY) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise NetworkError(subject, "the hub cannot be reached, and the files are not cached", "", _RETRY) from error
     except OSError as error:
         # requests' and httpx's failures are OSErrors or have an __cause__ that is; a full disk is one as well.
         if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,18 @@ _TORCH_NAMES: Mapping[str, str] = {
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
 }
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+"""What torch's restricted unpickler raises over bytes that torch.save did not write, beside UnpicklingError."""
 _CONVERT = (
     'convert it once, on a machine that holds it in memory: python -c "import torch; '
     "torch.save(torch.load('{0}', weights_only=True, map_location='cpu'), '{0}.new')\", then rename {0}.new to {0}"
@@ -74,28 +87,41 @@ def _load(path: Path, file: str) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             file,
-            f"holds more than tensors ({str(error).splitlines()[0][:160]})",
+            f"holds more than tensors ({_first_line(error)})",
             "a state dict that torch.load(weights_only=True) accepts",
             "do not unpickle it: ask its author for safetensors",
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
-            file, f"torch.load failed ({str(error).splitlines()[0][:160]})", "a whole file", "download it again"
+            file, f"torch.load failed ({_first_line(error)})", "a whole file", "download it again"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(file, f"a {type(state).__name__}", "a dict of tensors", "save model.state_dict()")
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.is_sparse:
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or not _is_plain(tensor):
             raise CheckpointError(
                 f"{name} in {file}", f"a {type(tensor).__name__}", "a dense tensor", "save model.state_dict()"
             )
     return state
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:160]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the bytes of the tensor's storage are its values: strided, and not to be negated when read."""
+    import torch
+
+    return (
+        tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu" and not tensor.is_neg()
+    )
+
+
 def _storages(state: Mapping[str, torch.Tensor]) -> dict[int, int]:
-    """Address -> bytes of every storage that holds something."""
-    found = (tensor.untyped_storage() for tensor in state.values() if tensor.numel() > 0)
-    return {storage.data_ptr(): storage.nbytes() for storage in found}
+    """Address -> bytes of every storage that holds something, even where the tensor is an empty view of it."""
+    found = (tensor.untyped_storage() for tensor in state.values())
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes() > 0}
 
 
 def _archive_entries(path: Path, file: str) -> dict[int, int]:
@@ -103,6 +129,8 @@ def _archive_entries(path: Path, file: str) -> dict[int, int]:
     entries: dict[int, int] = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         for info in archive.infolist():
+            if info.filename.endswith("/byteorder") and archive.read(info) != sys.byteorder.encode():
+                raise CheckpointError(file, "saved on a machine of another byte order", hint=_CONVERT.format(file))
             if "/data/" not in info.filename:
                 continue
             if info.compress_type != zipfile.ZIP_STORED:

@@ -9,10 +9,9 @@ distance from the former is that of the two references, measured here, and is re
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +26,8 @@ from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then the engine starts."
 EXECUTOR = "FasterTransformer's context path, all ranks, in float32 on CPU"
+_MAPPED_BYTES = 256 << 20
+"""Bytes read through memory maps before they are dropped and opened anew."""
 _BATCH, _SEQUENCE, _DECODER_SEQUENCE = 2, 16, 8
 _TORCH: Mapping[str, torch.dtype] = MappingProxyType({"fp16": torch.float16, "bf16": torch.bfloat16})
 _GELU = {"gelu": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu_new"}
@@ -103,27 +104,27 @@ class Outcome:
 
 
 class StoredWeights:
-    """A checkpoint's tensors through the libraries that wrote them, not through our own reader."""
+    """A checkpoint's tensors through the libraries that wrote them, not through our own reader.
+
+    Both libraries map files into memory, and pages that were read count as ours until the mapping is dropped, which is
+    done every so often.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._stack = ExitStack()
-        self._where: dict[str, Any] = {}
-        for path in files:
+        self._opened: dict[Path, Any] = {}
+        self._mapped_bytes = 0
+        self._where = {name: path for path in files for name in self._names(path)}
+
+    def _names(self, path: Path) -> list[str]:
+        return list(self._open(path).keys())
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._opened:
             if path.suffix == ".safetensors":
-                opened: Any = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-                self._where.update(dict.fromkeys(opened.keys(), opened))
+                self._opened[path] = safe_open(path, framework="pt", device="cpu")
             else:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                self._where.update(dict.fromkeys(state, state))
-
-    def __enter__(self) -> StoredWeights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-        self._where.clear()
+                self._opened[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return self._opened[path]
 
     def names(self) -> Collection[str]:
         """Every tensor in the checkpoint."""
@@ -131,8 +132,12 @@ class StoredWeights:
 
     def read(self, name: str) -> Tensor:
         """One tensor as stored."""
-        opened = self._where[name]
+        if self._mapped_bytes > _MAPPED_BYTES:
+            self._opened.clear()
+            self._mapped_bytes = 0
+        opened = self._open(self._where[name])
         tensor: Tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
+        self._mapped_bytes += tensor.nbytes
         return tensor
 
 
@@ -167,9 +172,9 @@ def validate(
         yield f"no prompt was tried: {prompt.reason}"
     else:
         inputs.append(("a prompt", prompt.tokens[:, : _longest(subject)]))
-    with StoredWeights(subject.weight_files) as weights:
-        for name, tokens in inputs:
-            yield from _checks(subject, weights, name, tokens, atol, rtol, trust_remote_code)
+    weights = StoredWeights(subject.weight_files)
+    for name, tokens in inputs:
+        yield from _checks(subject, weights, name, tokens, atol, rtol, trust_remote_code)
 
 
 def _longest(subject: Subject) -> int:
