@@ -460,16 +460,20 @@ def _plan_json(job: Job) -> dict[str, Any]:
 
 
 def _validated_line(validation: Validation | None) -> str:
+    """The worst error of each output against the model as stored, and how far that is from the model itself."""
     if validation is None:
         return "no (--no-validate)"
     inputs = " and ".join(dict.fromkeys(comparison.input for comparison in validation.comparisons))
-    worst: dict[str, tuple[float, float]] = {}
-    for comparison in validation.comparisons:
-        error, atol = comparison.details["max_abs"], comparison.details["atol"]
-        if isinstance(error, float | int) and (comparison.output not in worst or error > worst[comparison.output][0]):
-            worst[comparison.output] = (float(error), float(atol))
-    outputs = "; ".join(f"{name} max abs {error:.1e} (atol {atol:.1e})" for name, (error, atol) in worst.items())
-    return f"{outputs} on {inputs}"
+    texts = []
+    for output in dict.fromkeys(comparison.output for comparison in validation.comparisons):
+        of_model = [c for c in validation.comparisons if c.output == output and c.reference.startswith("the model")]
+        exact = [c for c in of_model if c.reference != "the model in float32"]
+        decisive = max(exact if len(exact) > 0 else of_model, key=lambda c: c.details["max_abs"])
+        texts.append(f"{output} max abs {decisive.details['max_abs']:.1e} (atol {decisive.details['atol']:.1e})")
+        if len(exact) > 0:
+            moved = max(c.details["max_abs"] for c in of_model if c.reference == "the model in float32")
+            texts[-1] += f", {moved:.1e} from float32"
+    return f"{'; '.join(texts)}, on {inputs}"
 
 
 def _deviation_line(count: int) -> str:

@@ -45,6 +45,8 @@ class BuildOptions:
     token: str | None = None
 
     def __post_init__(self) -> None:
+        if self.output.name in ("", ".."):
+            raise OptionsError("OUTPUT", str(self.output), "the name of a new directory", f"{self.output / 'artifact'}")
         for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
             if value is not None and not 0 <= value < float("inf"):
                 raise OptionsError(name, str(value), "a finite number, zero or more")
