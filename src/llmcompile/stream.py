@@ -10,28 +10,19 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import numpy as np
-
+from llmcompile.blocks import blocks
 from llmcompile.checkpoint.folder import WeightFile
 from llmcompile.checkpoint.reader import Reader
-from llmcompile.dtypes import FP32, DType
 from llmcompile.plan import (
     BLOCK_BYTES,
-    Compute,
-    Piece,
     Plan,
     Step,
-    leading_axis,
-    rank_at_a_time,
-    rows_at_a_time,
-    segments,
 )
-from llmcompile.transforms import Array, cast, copy_strided, from_float32, overflows
 from llmcompile.writing import HashedFile, WorkDirectory, Written
 
 _HASH_BYTES = 1 << 20
@@ -196,7 +187,7 @@ class _Run:
         try:
             for file in step.files:
                 outputs.append(self.directory.create(self.prefix + file, step.file_bytes, staging_bytes=staging))
-            for rank, block in _blocks(step, self.reader, overflowed):
+            for rank, block in blocks(step, self.reader, overflowed):
                 outputs[rank].write(block)
                 self.advance(len(block), step.pieces[0].stored.name)
                 if self.stopped.is_set():
@@ -249,195 +240,3 @@ class _SourceHasher:
             if hindmost is None or position <= hindmost + _LEAD_BYTES:
                 return
             self._run.stopped.wait(0.002)
-
-
-@dataclass(frozen=True)
-class _Region:
-    """A part of a group's sources that is read at once.
-
-    Attributes:
-        ranks: Files made from it.
-        ranges: Per piece, first and last (exclusive) index on its leading axis.
-    """
-
-    ranks: tuple[int, ...]
-    ranges: tuple[tuple[int, int], ...]
-
-
-def _regions(step: Step, group: tuple[Piece, ...]) -> Iterator[_Region]:
-    """The reads that fill the group's part of the step's files, smallest that still are contiguous."""
-    sizes = [piece.size(leading_axis(piece)) for piece in group]
-    everyone = tuple(range(len(step.files)))
-    if rank_at_a_time(step, group):
-        for rank in everyone:
-            shares = [(rank * size // step.ranks, (rank + 1) * size // step.ranks) for size in sizes]
-            for chunk in _chunks(step, group, *shares[0]) if rows_at_a_time(step, group) else [shares]:
-                yield _Region((rank,), tuple(chunk))
-    elif rows_at_a_time(step, group):
-        for chunk in _chunks(step, group, 0, sizes[0]):
-            yield _Region(everyone, tuple(chunk))
-    else:
-        yield _Region(everyone, tuple((0, size) for size in sizes))
-
-
-def _chunks(step: Step, group: tuple[Piece, ...], first: int, last: int) -> Iterator[list[tuple[int, int]]]:
-    """Ranges of about a block each; all pieces of the group share the leading axis."""
-    length = _rows_per_block(step, group, group[0].size(leading_axis(group[0])))
-    for start in range(first, last, length):
-        yield [(start, min(start + length, last))] * len(group)
-
-
-def _rows_per_block(step: Step, group: tuple[Piece, ...], rows: int) -> int:
-    elements = sum(np.prod(piece.shape(False), dtype=int) for piece in group)
-    return max(1, int(BLOCK_BYTES * rows // max(1, elements * step.dtype.size_bytes)))
-
-
-def _blocks(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
-    """The contents of the step's files as (index of the file, bytes), each file's bytes in order."""
-    if step.row.compute is not None:
-        yield from _computed(step, reader, overflowed)
-        return
-    for group in segments(step):
-        for region in _regions(step, group):
-            views = _read(group, region.ranges, reader)
-            for rank in region.ranks:
-                shares = [
-                    _share(step, piece, view, start, rank)
-                    for piece, view, (start, _) in zip(group, views, region.ranges, strict=True)
-                ]
-                for block in _assembled(step, group, shares, overflowed):
-                    yield rank, block
-                    del block
-            # Free the region before the next is read: a step may hold only one.
-            del views, shares
-
-
-def _read(group: Sequence[Piece], ranges: Sequence[tuple[int, int]], reader: Reader) -> list[Array]:
-    """Each piece's range as an array of canonical axes (out axes, then in axes); shared tensors are read once."""
-    held: dict[tuple[str, int, int], Array] = {}
-    views = []
-    for piece, (start, end) in zip(group, ranges, strict=True):
-        sizes = {axis.name: axis.size for axis in piece.axes} | {leading_axis(piece): end - start}
-        first, last = _stored_rows(piece, start, end)
-        key = (piece.stored.name, first, last)
-        if key not in held:
-            held[key] = reader.read_rows(piece.stored, first, last)
-        names = [axis.name for axis in piece.axes]
-        if names[0] == "part":
-            names.pop(0)
-        view = held[key].reshape([sizes[name] for name in names])
-        if "part" in names:
-            view = view[(slice(None),) * names.index("part") + (piece.part,)]
-            names.remove("part")
-        views.append(view.transpose([names.index(name) for name in (*piece.out, *piece.inp)]))
-    return views
-
-
-def _stored_rows(piece: Piece, start: int, end: int) -> tuple[int, int]:
-    """Rows of the stored tensor that hold `start` to `end` of the leading axis."""
-    rows = [axis.size for axis in piece.axes[: piece.first_dimension]]
-    base = piece.skip_rows
-    if piece.axes[0].name == "part":
-        assert piece.part is not None
-        rows.pop(0)
-        base += piece.part * int(np.prod(rows))
-    unit = int(np.prod(rows[1:], dtype=int))
-    return base + start * unit, base + end * unit
-
-
-def _share(step: Step, piece: Piece, view: Array, start: int, rank: int) -> Array:
-    """The rank's share of a canonical view, with axes in the file's order; `start` is where the view begins."""
-    names = [*piece.out, *piece.inp]
-    if step.row.split != "":
-        axis = piece.out[0] if step.row.split == "out" else piece.inp[0]
-        size = piece.size(axis) // step.ranks
-        first = rank * size
-        if axis == leading_axis(piece):
-            length = min(size, view.shape[names.index(axis)])
-            first = max(0, first - start)
-            size = length
-        view = view[(slice(None),) * names.index(axis) + (slice(first, first + size),)]
-    if step.row.in_first:
-        view = view.transpose([names.index(name) for name in (*piece.inp, *piece.out)])
-    return view
-
-
-def _assembled(
-    step: Step, group: tuple[Piece, ...], shares: Sequence[Array], overflowed: Counter[str]
-) -> Iterator[memoryview]:
-    """The bytes of one file's part: the shares side by side, some rows at a time."""
-    row_axes = [len(piece.inp) if step.row.in_first else len(piece.out) for piece in group]
-    if len(group[0].inp) == 0:
-        shares, row_axes = [share[np.newaxis] for share in shares], [1] * len(group)
-    rows = shares[0].shape[0]
-    row_bytes = sum(share.size for share in shares) * step.dtype.size_bytes // max(1, rows)
-    length = max(1, BLOCK_BYTES // max(1, row_bytes))
-    for start in range(0, rows, length):
-        parts = [share[start : start + length] for share in shares]
-        yield _joined(step, group, parts, row_axes, overflowed)
-
-
-def _joined(
-    step: Step,
-    group: tuple[Piece, ...],
-    parts: Sequence[Array],
-    row_axes: Sequence[int],
-    overflowed: Counter[str],
-) -> memoryview:
-    if len(parts) == 1 and parts[0].flags.c_contiguous and group[0].stored.dtype == step.dtype:
-        return _bytes(parts[0])
-    rows = int(np.prod(parts[0].shape[: row_axes[0]]))
-    columns = [part.size // max(1, rows) for part in parts]
-    block = np.empty((rows, sum(columns)), step.dtype.bits)
-    start = 0
-    for piece, part, width in zip(group, parts, columns, strict=True):
-        target = block[:, start : start + width].reshape(part.shape)
-        assert np.shares_memory(target, block) or block.size == 0
-        if piece.stored.dtype == step.dtype:
-            copy_strided(target, part)
-        else:
-            gathered = np.empty(part.shape, part.dtype)
-            copy_strided(gathered, part)
-            target[...] = _cast(piece, gathered, step.dtype, overflowed)
-        start += width
-    return _bytes(block)
-
-
-def _cast(piece: Piece, bits: Array, target: DType, overflowed: Counter[str]) -> Array:
-    converted = cast(bits, piece.stored.dtype, target)
-    elements = overflows(bits, piece.stored.dtype, converted, target)
-    if elements > 0:
-        overflowed[piece.stored.name] += elements
-    return converted
-
-
-def _bytes(block: Array) -> memoryview:
-    return np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-
-
-def _computed(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
-    """Files made by arithmetic on whole tensors, or on some rows of the first with the whole of the others."""
-    compute = step.row.compute
-    assert compute is not None
-    sizes = [piece.size(leading_axis(piece)) for piece in step.pieces]
-    length = max(1, BLOCK_BYTES * sizes[0] // max(1, step.file_bytes)) if compute.by_rows else sizes[0]
-    whole = _read(step.pieces[1:], [(0, size) for size in sizes[1:]], reader)
-    for start in range(0, sizes[0], length):
-        first = _read(step.pieces[:1], [(start, min(start + length, sizes[0]))], reader)
-        yield from _results(step, compute, [*first, *whole], overflowed)
-        del first
-
-
-def _results(
-    step: Step, compute: Compute, views: Sequence[Array], overflowed: Counter[str]
-) -> Iterator[tuple[int, memoryview]]:
-    dtype = step.artifact_dtype if compute.inputs is None else compute.inputs
-    inputs = [_cast(piece, view, dtype, overflowed) for piece, view in zip(step.pieces, views, strict=True)]
-    for index, result in enumerate(compute.function(inputs, dtype, step.ranks, compute.constants)):
-        if result.dtype == np.float32 and step.dtype.is_float:
-            bits = from_float32(result, step.dtype)
-            elements = overflows(result, FP32, bits, step.dtype)
-            if elements > 0:
-                overflowed[step.pieces[0].stored.name] += elements
-            result = bits
-        yield index, _bytes(result.astype(step.dtype.bits, copy=False))
