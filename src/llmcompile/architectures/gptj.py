@@ -56,6 +56,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
             "activation": c.activation_function,
             "norm_eps": c.layer_norm_epsilon,
             "rotary_dim": head_dim if c.rotary_dim is None else c.rotary_dim,
+            "rotary_dim_given": c.rotary_dim is not None,
             "rotary_base": 10000.0,
             "tied": c.tie_word_embeddings,
             "name_or_path": c.name_or_path,

@@ -94,5 +94,5 @@ OPT = Architecture(
         Tensor(("head.weight",), "lm_head.weight", "vocab", "width", tied_to="embed.tokens.weight"),
     ),
     dims=dims,
-    ignored=MappingProxyType({}),
+    ignored=MappingProxyType({"version": "a marker of the training framework"}),
 )

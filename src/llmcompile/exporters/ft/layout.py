@@ -138,6 +138,11 @@ def _notes(family: Family, architecture: Architecture, dims: Dims, dtype: DType)
     if family.decodes and head_dim not in ATTENTION_SIZES:
         sizes = ", ".join(str(size) for size in ATTENTION_SIZES)
         yield f"size_per_head {head_dim}: FasterTransformer's decoding kernel is compiled for {sizes} only"
+    if dims.facts.get("residual_after_norm") is True:
+        yield (
+            "apply_residual_connection_post_layernorm: FasterTransformer's bloom-post is a plain post-norm model, "
+            "which computes something else; expect the validation to fail"
+        )
     rotary = dims.facts.get("rotary_dim")
     if architecture.name == "gptneox" and isinstance(rotary, int) and rotary > 2 and rotary % 4 != 0:
         yield f"rotary_embedding {rotary}: FasterTransformer's rotation is only right for 2 and multiples of 4"
@@ -241,10 +246,6 @@ def _opt_deviations(dims: Dims, options: FtOptions, dtype: DType) -> Iterator[tu
 
 def _bloom_refusals(dims: Dims, options: FtOptions) -> Iterator[Problem]:
     yield from _token_ids(dims)
-    if dims.facts["residual_after_norm"] is True:
-        yield _unsupported_fact(
-            "apply_residual_connection_post_layernorm true", "false: the runtime's post_layernorm is another model"
-        )
 
 
 def _bloom_deviations(dims: Dims, options: FtOptions, dtype: DType) -> Iterator[tuple[str, str]]:
@@ -268,6 +269,8 @@ def _gptj_refusals(dims: Dims, options: FtOptions) -> Iterator[Problem]:
 
 def _gptj_deviations(dims: Dims, options: FtOptions, dtype: DType) -> Iterator[tuple[str, str]]:
     reasons = [reason for _, reason in _inner_size(dims)]
+    if dims.facts["rotary_dim_given"] is not True:
+        reasons.append("rotary_embedding is the head size, since config.json gives none; the converter writes None")
     if dtype != FP32:
         reasons.append(f"weight_data_type {dtype.name}: the loader reads it, the converter only writes fp32")
     if len(reasons) > 0:
