@@ -514,7 +514,7 @@ def test_bytes_do_not_depend_on_blocks_threads_or_budget(
     """Blocks of a few bytes or megabytes, one thread or four, ample memory or none to spare: the files are the same."""
     weights = random_weights(FAMILIES[family].shapes(TINY), ["fp32", "bf16"])
     save(tmp_path / "hf", FAMILIES[family].config(TINY), weights, shards=3)
-    monkeypatch.setattr("llmcompile.blocks.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("llmcompile.assembly.BLOCK_BYTES", block_bytes)
     monkeypatch.setattr("llmcompile.plan.BLOCK_BYTES", block_bytes)
 
     run(tmp_path / "hf", tmp_path / "out", workers=workers, budget_bytes=budget_bytes, dtype="bf16")
@@ -796,7 +796,7 @@ def test_memory_is_far_below_the_checkpoint(
     forty: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streaming 39 tensors of 64 MiB with small blocks holds less than a tenth of them."""
-    monkeypatch.setattr("llmcompile.blocks.BLOCK_BYTES", 256 << 10)
+    monkeypatch.setattr("llmcompile.assembly.BLOCK_BYTES", 256 << 10)
     monkeypatch.setattr("llmcompile.plan.BLOCK_BYTES", 256 << 10)
     size = open_checkpoint(forty("fp16")).files[0].size_bytes
 

@@ -38,7 +38,14 @@ from llmcompile.exporters.spec import Layout
 from llmcompile.packaging import manifest as records
 from llmcompile.plan import Plan, make_plan
 from llmcompile.stream import Streamed, stream
-from llmcompile.writing import MANIFEST, WorkDirectory, check_replaceable, hash_file
+from llmcompile.writing import (
+    MANIFEST,
+    WorkDirectory,
+    check_no_leftovers,
+    check_replaceable,
+    hash_file,
+    work_path,
+)
 
 if TYPE_CHECKING:
     from llmcompile.validation.ft import Check, Subject
@@ -78,6 +85,7 @@ class Resources:
 
     Attributes:
         memory: Peak of the conversion.
+        memory_least: What it would be with one worker.
         memory_validation: Peak of the validation, estimated; 0 without one.
         memory_available: What is free, or --max-memory where that is less.
         budget: Tensor data the conversion may hold at once.
@@ -87,6 +95,7 @@ class Resources:
     """
 
     memory: int
+    memory_least: int
     memory_validation: int
     memory_available: int
     budget: int
@@ -228,6 +237,7 @@ def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan) -> Resou
     done = _allocated(work_path(build.output)) if build.resume else 0
     return Resources(
         memory=base + max(largest, min(budget, plan.memory_bytes(workers))),
+        memory_least=base + largest,
         memory_validation=_validation_memory(checkpoint) if build.validate else 0,
         memory_available=available if build.max_memory is None else min(available, build.max_memory),
         budget=budget,
@@ -235,11 +245,6 @@ def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan) -> Resou
         disk_available=environment.free_disk(build.output.absolute().parent),
         workers=workers,
     )
-
-
-def work_path(output: Path) -> Path:
-    """Where an artifact is built."""
-    return output.with_name(output.name + ".partial")
 
 
 def _allocated(folder: Path) -> int:
@@ -265,6 +270,7 @@ def _obstacles(build: BuildOptions, layout: Layout, plan: Plan, resources: Resou
         yield collected(ResourceError, shortages)
     try:
         check_replaceable(build.output, force=build.force)
+        check_no_leftovers(build.output, resume=build.resume)
         if not build.dry_run:
             _check_writable(build.output)
     except OutputError as error:
@@ -275,6 +281,8 @@ def _check_writable(output: Path) -> None:
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(str(parent), "not a folder", "a folder to make OUTPUT in", "choose another OUTPUT")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(str(parent), "not writable", "a folder this user may write to", "choose another OUTPUT")
 
@@ -286,7 +294,7 @@ def _shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
         yield Problem(
             "memory",
             f"{resources.memory} bytes needed to convert, {have} bytes of {source}",
-            hint=f"use --workers 1, or --max-memory {resources.memory} on a machine that has it",
+            hint=f"at least --max-memory {resources.memory_least} is needed, with --workers 1",
         )
     if resources.memory_validation > have:
         yield Problem(
@@ -303,9 +311,9 @@ def _shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
 
 
 def refuse(job: Job) -> None:
-    """Raise the first of the job's errors, if there is one."""
+    """Raise everything that stands in the way, if there is anything, as an error of the first kind of it."""
     if len(job.errors) > 0:
-        raise job.errors[0]
+        raise collected(type(job.errors[0]), [problem for error in job.errors for problem in error.problems])
 
 
 def build(job: Job, view: View, report: Report) -> None:
@@ -589,7 +597,14 @@ def verify(artifact: Path) -> tuple[records.Manifest, list[Problem]]:
 
 
 def verify_numbers(
-    artifact: Path, model: str, view: View, *, token: str | None, atol: float | None, rtol: float | None
+    artifact: Path,
+    model: str,
+    view: View,
+    *,
+    revision: str | None,
+    token: str | None,
+    atol: float | None,
+    rtol: float | None,
 ) -> _Validated:
     """Run the numeric validation of a FasterTransformer folder, ours or anybody's.
 
@@ -597,6 +612,7 @@ def verify_numbers(
         artifact: An artifact, or its `<ranks>-gpu` folder.
         model: Folder or hub id of the model it was made from.
         view: Shown every check.
+        revision: Revision of a hub id.
         token: Hub token.
         atol: As in `BuildOptions`.
         rtol: As in `BuildOptions`.
@@ -607,7 +623,7 @@ def verify_numbers(
     """
     folder = _gpu_folder(artifact)
     ranks = int(folder.name.removesuffix("-gpu"))
-    located = locate(model, revision=None, token=token)
+    located = locate(model, revision=revision, token=token)
     checkpoint = open_checkpoint(located.root)
     architecture = lookup(checkpoint.config)
     dims = architecture.dims(checkpoint.config)

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from llmcompile.blocks import blocks
+from llmcompile.assembly import assemble
 from llmcompile.checkpoint.folder import WeightFile
 from llmcompile.checkpoint.reader import Reader
 from llmcompile.plan import (
@@ -187,7 +187,7 @@ class _Run:
         try:
             for file in step.files:
                 outputs.append(self.directory.create(self.prefix + file, step.file_bytes, staging_bytes=staging))
-            for rank, block in blocks(step, self.reader, overflowed):
+            for rank, block in assemble(step, self.reader, overflowed):
                 outputs[rank].write(block)
                 self.advance(len(block), step.pieces[0].stored.name)
                 if self.stopped.is_set():

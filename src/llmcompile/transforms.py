@@ -1,4 +1,4 @@
-"""Pure array functions that move and convert tensor elements; the only arithmetic an artifact's bytes go through."""
+"""Pure array functions that move and convert tensor elements; what a backend computes beside is in its own rows."""
 
 from __future__ import annotations
 

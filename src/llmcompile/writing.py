@@ -210,20 +210,14 @@ class WorkDirectory:
                 or belongs to another job, or another process is at work in it.
         """
         self.output = output
-        self.path = output.with_name(output.name + ".partial")
+        self.path = work_path(output)
         self.force = force
         check_replaceable(output, force=force)
         self._job = json.loads(json.dumps(job))
         self._lock = threading.Lock()
         self._parents_made: list[Path] = []
         existed = self.path.exists()
-        if existed and not resume:
-            raise OutputError(
-                str(self.path),
-                "left over from a run that did not finish",
-                "no such directory",
-                f"continue it with --resume, or remove it: rm -r {self.path}",
-            )
+        check_no_leftovers(output, resume=resume)
         self._make_directory()
         self._journal = self._open_journal()
         try:
@@ -300,8 +294,9 @@ class WorkDirectory:
     def _refuse_other_job(self, before: Mapping[str, Any]) -> None:
         if before == self._job:
             return
-        keys = sorted(key for key in {*before, *self._job} if before.get(key) != self._job.get(key))
-        changes = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(self._job.get(key))}" for key in keys)
+        old, new = _flat(before), _flat(self._job)
+        keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        changes = "; ".join(f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys)
         raise OutputError(
             str(self.path),
             f"belongs to another job: {changes}",
@@ -369,6 +364,38 @@ class WorkDirectory:
                 parent.rmdir()
             except OSError:
                 return
+
+
+def _flat(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested objects as one, so that a difference can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in job.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{inner}": item for inner, item in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def work_path(output: Path) -> Path:
+    """Where an artifact is built."""
+    return output.with_name(output.name + ".partial")
+
+
+def check_no_leftovers(output: Path, *, resume: bool) -> None:
+    """Refuse a work directory that an earlier run left, unless it shall be continued.
+
+    Raises:
+        OutputError: It is there and `resume` is false.
+    """
+    path = work_path(output)
+    if path.exists() and not resume:
+        raise OutputError(
+            str(path),
+            "left over from a run that did not finish",
+            "no such directory",
+            f"continue it with --resume, or remove it: rm -r {path}",
+        )
 
 
 def _short(value: Any) -> str:

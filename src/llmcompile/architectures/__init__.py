@@ -51,6 +51,6 @@ def _find(name: str, known: Mapping[str, Architecture], key: str) -> Architectur
     raise UnsupportedError(
         f"config.json: {key}",
         name,
-        f"one of {', '.join(known)}",
+        f"a model of the families {', '.join(architecture.name for architecture in ARCHITECTURES)}",
         f"nearest: {', '.join(near)}" if len(near) > 0 else "see the table of families in README.md",
     )

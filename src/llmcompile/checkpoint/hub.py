@@ -154,7 +154,11 @@ def _ranges(repo: str, commit: str, name: str, token: str | None) -> Callable[[i
     def read(offset: int, length: int) -> bytes:
         headers = http.build_hf_headers(token=token) | {"Range": f"bytes={offset}-{offset + length - 1}"}
         response = http.get_session().get(url, headers=headers, timeout=30)
+        if response.status_code == 416:
+            return b""  # `offset` is past the end of the file
         http.hf_raise_for_status(response)
+        if response.status_code != 206:
+            raise NetworkError(f"{repo}: {name}", "the hub sent the whole file for a range of it", "", _NO_RANGES)
         return bytes(response.content[:length])
 
     return read
@@ -184,7 +188,7 @@ def _literal(names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     subject = repo if revision is None else f"{repo}@{revision}"
     try:
@@ -204,7 +208,8 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         # Before HfHubHTTPError, which LocalEntryNotFoundError was until huggingface_hub 1.0.
-        raise NetworkError(subject, "the hub cannot be reached, and the files are not cached", "", _RETRY) from error
+        hint = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else _RETRY
+        raise NetworkError(subject, "the hub cannot be reached, and the files are not cached", "", hint) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
         if status in (401, 403):
@@ -220,3 +225,4 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
 
 
 _RETRY = "run the same command again: what was downloaded is kept"
+_NO_RANGES = "a proxy may drop the Range header: leave out --dry-run, or download the model and pass its folder"

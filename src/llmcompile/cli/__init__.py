@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 import typer
 
 from llmcompile import __version__
-from llmcompile.cli import partition, verify
+from llmcompile.cli import partition, stopping, verify
 
 app = typer.Typer(
     name="llmcompile",
@@ -36,13 +34,10 @@ def root(
     """Compile Hugging Face checkpoints ahead of time, and prove the artifact right before it ships."""
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    from llmcompile.cli.console import TerminatedError
-
-    raise TerminatedError
-
-
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(app())
+    stopping.install()
+    try:
+        sys.exit(app())
+    except stopping.TerminatedError:
+        sys.exit(stopping.SIGTERM_CODE)

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmcompile import __version__
+from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 REPORT_SCHEMA_VERSION = 1
 _SHOWN_PROBLEMS = 20
 _LINE_SECONDS = 5.0
-
-
-class TerminatedError(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt, not an Exception."""
 
 
 class Console:
@@ -56,7 +53,7 @@ class Console:
         self.job: Job | None = None
         self._dry_run = False
         self._resumable: Path | None = None
-        self._checks: list[Check] = []
+        self._verified: dict[str, Any] | None = None
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
@@ -70,7 +67,7 @@ class Console:
             self._fail(error)
             raise typer.Exit(error.exit_code) from error
         if isinstance(error, KeyboardInterrupt | TerminatedError):
-            code = 130 if isinstance(error, KeyboardInterrupt) else 143
+            code = SIGINT_CODE if isinstance(error, KeyboardInterrupt) else SIGTERM_CODE
             self._interrupted(code)
             raise typer.Exit(code) from error
 
@@ -79,6 +76,7 @@ class Console:
     def run(self, options: FtOptions) -> None:
         """Plan and, unless this is a dry run, build."""
         from llmcompile import pipeline
+        from llmcompile.writing import work_path
 
         self._dry_run = options.build.dry_run
         self.job = pipeline.prepare(options, self.report)
@@ -88,7 +86,7 @@ class Console:
             return
         pipeline.refuse(self.job)
         self.planned(self.job)
-        self._resumable = pipeline.work_path(options.build.output)
+        self._resumable = work_path(options.build.output)
         pipeline.build(self.job, self, self.report)
         self._show_summary(self.job)
 
@@ -98,6 +96,7 @@ class Console:
         *,
         deep: bool,
         model: str | None,
+        revision: str | None,
         token: str | None,
         atol: float | None,
         rtol: float | None,
@@ -112,16 +111,23 @@ class Console:
             with self.report.stage("bytes"):
                 manifest, problems = pipeline.verify(artifact)
             self.say("bytes", _bytes_line(manifest, problems), {"problems": len(problems)})
+        self._verified = {"artifact": str(artifact), "bytes": None if manifest is None else len(problems) == 0}
         if deep:
-            source = model if model is not None else manifest.source.model if manifest is not None else None
+            source, commit = (model, revision) if model is not None or manifest is None else _source(manifest)
             if source is None:
                 raise OptionsError("--deep", "no manifest in the artifact", "--model", "add --model DIR|HUB_ID")
             with self.report.stage("numbers"):
-                validated = pipeline.verify_numbers(artifact, source, self, token=token, atol=atol, rtol=rtol)
+                validated = pipeline.verify_numbers(
+                    artifact, source, self, revision=commit, token=token, atol=atol, rtol=rtol
+                )
             problems = [*problems, *validated.problems]
+            self._verified["numbers"] = validated.record.model_dump(mode="json")
         if len(problems) > 0:
             raise collected(MismatchError, problems)
-        self._result({"artifact": str(artifact), "deep": deep}, f"[green]✓[/] {escape(str(artifact))} is what it says")
+        said = "is what its manifest says" if manifest is not None else ""
+        agrees = f"agrees with {source}" if deep else ""
+        words = " and ".join(word for word in (said, agrees) if word != "")
+        self._result(f"[green]✓[/] {escape(str(artifact))} {escape(words)}")
 
     # What the pipeline shows
 
@@ -152,7 +158,6 @@ class Console:
             return
         from llmcompile.validation.compare import lines
 
-        self._checks.append(check)
         self.say("check", f" {check.input}, against {check.reference}:")
         for line in lines(check.comparison):
             self.say("check", f" {line}", {"passed": check.comparison.passed})
@@ -224,11 +229,12 @@ class Console:
             "rejected": None if report.rejected is None else str(report.rejected),
             "plan": None if self.job is None else _plan_json(self.job),
             "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+            "verified": self._verified,
         }
 
-    def _result(self, fields: Mapping[str, Any], text: str) -> None:
+    def _result(self, text: str) -> None:
         if self.json:
-            self._out.print(jsonlib.dumps(self._document(0) | dict(fields), ensure_ascii=False), markup=False)
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=False), markup=False)
         elif not self.quiet:
             self._out.print(text)
 
@@ -250,11 +256,6 @@ class Console:
             self._out.print(f"  note: {escape(note)}")
         for pattern, reason in job.layout.deviations.items():
             self._out.print(f"  differs from the vendor's converter: {escape(pattern)}: {escape(reason)}")
-        for error in job.errors[1:]:
-            for problem in error.problems:
-                self._err.print(f"[bold red]error:[/] {escape(_indented(str(problem)))}")
-                if problem.hint != "":
-                    self._err.print(f"[bold]hint:[/]  {escape(_indented(problem.hint))}")
 
     def _show_summary(self, job: Job) -> None:
         manifest = self.report.manifest
@@ -273,7 +274,7 @@ class Console:
         rows = {
             "model": f"{job.located.label} · {_shape(job)}",
             "artifact": f"{job.layout.folder} · tp {job.layout.ranks} · {job.layout.dtype.name} · "
-            f"{len(manifest.files)} files, {_size(total)}",
+            f"{len(manifest.files) + 1} files, {_size(total)}",
             "validated": _validated_line(manifest.validation),
             "differs": _deviation_line(len(manifest.deviations)),
             "took": f"{sum(stages.values()):.1f} s (writing {write:.1f} s at {_size(rate)}/s"
@@ -480,6 +481,12 @@ def _deviation_line(count: int) -> str:
     if count == 0:
         return ""
     return f"{count} file{'' if count == 1 else 's'} from the vendor's converter, with reasons in llmcompile.json"
+
+
+def _source(manifest: Manifest) -> tuple[str, str | None]:
+    """The model an artifact was made from, at the very commit."""
+    source = manifest.source
+    return source.model.partition("@")[0] if source.commit is not None else source.model, source.commit
 
 
 def _bytes_line(manifest: Manifest, problems: Sequence[Problem]) -> str:

@@ -11,7 +11,7 @@ from llmcompile.cli import params
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.", exists=True)],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
     deep: Annotated[
         bool,
         typer.Option(
@@ -29,6 +29,7 @@ def verify(
             help="The model it was made from, for --deep; the manifest's source by default.",
         ),
     ] = None,
+    revision: params.RevisionOpt = None,
     token: params.TokenOpt = None,
     atol: params.AtolOpt = None,
     rtol: params.RtolOpt = None,
@@ -40,4 +41,4 @@ def verify(
     from llmcompile.cli.console import Console
 
     with Console(command="verify", json=json, quiet=quiet, log_format=log_format.value) as console:
-        console.verify(artifact, deep=deep, model=model, token=token, atol=atol, rtol=rtol)
+        console.verify(artifact, deep=deep, model=model, revision=revision, token=token, atol=atol, rtol=rtol)

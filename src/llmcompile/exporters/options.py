@@ -23,7 +23,7 @@ class BuildOptions:
         resume: Continue an interrupted run.
         force: Replace an existing artifact, at the end.
         max_memory: Bytes the process may hold; None for what the plan needs on this machine.
-        workers: Threads that rearrange and write; None for one per core, four at most.
+        workers: Threads that rearrange and write; None for one more than the cores, four at most.
         allow_overflow: Accept values that become infinite in the cast.
         trust_remote_code: Let transformers run the checkpoint's own Python code during validation.
         token: Hub token; never stored, printed or logged.
@@ -45,6 +45,8 @@ class BuildOptions:
     token: str | None = None
 
     def __post_init__(self) -> None:
+        if self.model == "":
+            raise OptionsError("--model", "empty", "a local folder or a hub id", "check the variable it comes from")
         if self.output.name in ("", ".."):
             raise OptionsError("OUTPUT", str(self.output), "the name of a new directory", f"{self.output / 'artifact'}")
         for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):

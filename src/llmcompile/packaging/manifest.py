@@ -1,7 +1,7 @@
 """llmcompile.json, the record inside every artifact: what it was made of, how, by which versions, and what was proved.
 
-It holds no time stamps, no output path and nothing that depends on how fast or where the work was done, so that the
-same checkpoint and options give the same bytes.
+It holds no time stamps, no output path and nothing that depends on how fast the work was done, so that the same
+checkpoint, given the same way, and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmcompile.errors import CheckpointError, Problem, collected
 
 SCHEMA_VERSION = 1
-_SCHEMA_ID = "https://llmcompile.dev/schemas/manifest-1.json"
+_SCHEMA_ID = "urn:llmcompile:manifest:1"
 
 
 class _Strict(BaseModel):

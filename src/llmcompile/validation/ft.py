@@ -21,6 +21,7 @@ from torch import Tensor
 from llmcompile.errors import MismatchError, Problem, collected
 from llmcompile.validation.compare import Comparison, compare, scale
 from llmcompile.validation.fastertransformer import Inputs, check_files, check_int8, execute, execute_int8
+from llmcompile.validation.fastertransformer.ini import read_ini
 from llmcompile.validation.reference import Reference, fixed_tokens, prompt_tokens, run_reference
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
@@ -83,24 +84,6 @@ class Check:
     reference: str
     comparison: Comparison
     decisive: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What validation found.
-
-    Attributes:
-        checks: The comparisons made, in order.
-        notes: What was left out and why.
-    """
-
-    checks: tuple[Check, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Every decisive check passed."""
-        return all(check.comparison.passed for check in self.checks if check.decisive)
 
 
 class StoredWeights:
@@ -166,6 +149,9 @@ def validate(
         problems = check_int8(subject.folder, subject.ranks)
         if len(problems) > 0:
             raise collected(MismatchError, problems)
+    contradictions = list(_contradictions(subject))
+    if len(contradictions) > 0:
+        raise collected(MismatchError, contradictions)
     prompt = prompt_tokens(subject.checkpoint, PROMPT, 32, trust_remote_code=trust_remote_code)
     inputs = [("fixed tokens", _fixed(subject, subject.sizes["vocab"]))]
     if prompt.tokens is None:
@@ -175,6 +161,35 @@ def validate(
     weights = StoredWeights(subject.weight_files)
     for name, tokens in inputs:
         yield from _checks(subject, weights, name, tokens, atol, rtol, trust_remote_code)
+
+
+def _contradictions(subject: Subject) -> Iterator[Problem]:
+    """Where config.ini speaks of another model, so that nothing can be compared, or numbers are too coarse to tell.
+
+    An epsilon ten times too large moves the outputs of a model with lively weights by less than float32 arithmetic may.
+    """
+    ini = read_ini(subject.folder / "config.ini")
+    section = _SECTIONS.get(subject.family, subject.family)
+    if not ini.has_section(section):
+        yield Problem(str(ini.path), f"no section [{section}]", f"that of a {subject.family} model", _OTHER_MODEL)
+        return
+    sizes = {"vocab_size": "vocab", "max_pos_seq_len": "positions", "d_model": "hidden"}
+    for key, axis in sizes.items():
+        if ini.has(section, key) and axis in subject.sizes and ini.integer(section, key) != subject.sizes[axis]:
+            found, expected = ini.text(section, key), f"{subject.sizes[axis]}, as in the model's config.json"
+            yield Problem(f"{ini.path}: [{section}] {key}", found, expected, _OTHER_MODEL)
+    if ini.has(section, "head_num") and ini.has(section, "size_per_head"):
+        width = ini.integer(section, "head_num") * ini.integer(section, "size_per_head")
+        if width != subject.sizes["hidden"]:
+            expected = f"{subject.sizes['hidden']}, as in the model's config.json"
+            yield Problem(f"{ini.path}: [{section}] head_num x size_per_head", str(width), expected, _OTHER_MODEL)
+    if ini.has(section, "layernorm_eps") and ini.real(section, "layernorm_eps") != subject.norm_eps:
+        found, expected = ini.text(section, "layernorm_eps"), f"{subject.norm_eps:g}, as in the model's config.json"
+        yield Problem(f"{ini.path}: [{section}] layernorm_eps", found, expected, "write the model's own epsilon")
+
+
+_SECTIONS: Mapping[str, str] = MappingProxyType({"gpt2": "gpt", "opt": "gpt", "bloom": "gpt", "t5": "encoder"})
+_OTHER_MODEL = "check --model: the artifact seems to be made from another one"
 
 
 def _longest(subject: Subject) -> int:

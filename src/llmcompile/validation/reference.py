@@ -81,7 +81,7 @@ class Prompt:
 
     Attributes:
         tokens: Shape (1, n), int64, n at least 1; or None.
-        reason: A clause for people, such as "no tokenizer files in /models/x"; "" when there are tokens.
+        reason: A clause for people, such as "there are no tokenizer files beside config.json"; "" with tokens.
     """
 
     tokens: Tensor | None
@@ -222,7 +222,7 @@ def prompt_tokens(config_dir: Path, text: str, max_tokens: int, *, trust_remote_
         load, it gives nothing, or it gives ids the model has no embedding for.
     """
     if not any((config_dir / name).is_file() for name in _TOKENIZER_FILES):
-        return Prompt(tokens=None, reason=f"no tokenizer files in {config_dir}")
+        return Prompt(tokens=None, reason="there are no tokenizer files beside config.json")
     with _quiet():
         try:
             auto: Any = transformers.AutoTokenizer
@@ -231,14 +231,12 @@ def prompt_tokens(config_dir: Path, text: str, max_tokens: int, *, trust_remote_
         except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
             lines = str(error).strip().splitlines()
             message = type(error).__name__ if lines == [] else f"{type(error).__name__}: {lines[0]}"
-            return Prompt(tokens=None, reason=f"the tokenizer in {config_dir} does not load ({message})")
+            return Prompt(tokens=None, reason=f"the tokenizer does not load ({message})")
     if ids == []:
-        return Prompt(tokens=None, reason=f"the tokenizer in {config_dir} gives no tokens for the prompt")
+        return Prompt(tokens=None, reason="the tokenizer gives no tokens for the prompt")
     vocab = _settings(config_dir).get("vocab_size")
     if isinstance(vocab, int) and max(ids) >= vocab:
-        return Prompt(
-            tokens=None, reason=f"the tokenizer in {config_dir} gives id {max(ids)}, but vocab_size is {vocab}"
-        )
+        return Prompt(tokens=None, reason=f"the tokenizer gives id {max(ids)}, but vocab_size is {vocab}")
     return Prompt(tokens=torch.tensor([ids], dtype=torch.int64), reason="")
 
 

@@ -68,7 +68,7 @@ def _rows_per_block(step: Step, group: tuple[Piece, ...], rows: int) -> int:
     return max(1, int(BLOCK_BYTES * rows // max(1, elements * step.dtype.size_bytes)))
 
 
-def blocks(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
+def assemble(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
     """The contents of a step's files, piece by piece.
 
     Args:
