@@ -2,10 +2,10 @@
 
 Usage: python benchmarks/partition_ft.py [--folder DIR] [--pairs N] [--large] [--model gpt2|llama|both]
 
-Each pair reads the source once, so that it is cached for both, then runs `cp -r`, `cp -r` followed by a sync of the file
-system, and the conversion (which syncs before it publishes), each as a process of its own, with tp=4, fp16 and
-without validation. Outputs are removed in between. Wall time is from start to exit of the process; memory is the kernel's
-maximum resident set size of it.
+Each pair reads the source once, so that it is cached for both, then runs `cp -r`, `cp -r` followed by a sync of the
+file system, and the conversion (which syncs before it publishes), each as a process of its own, with tp=4, fp16 and
+without validation. Outputs are removed in between. Wall time is from start to exit of the process; memory is the
+kernel's maximum resident set size of it.
 """
 
 from __future__ import annotations
