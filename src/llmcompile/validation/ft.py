@@ -20,9 +20,22 @@ from torch import Tensor
 
 from llmcompile.errors import MismatchError, Problem, collected
 from llmcompile.validation.compare import Comparison, compare, scale
-from llmcompile.validation.fastertransformer import Inputs, check_files, check_int8, execute, execute_int8
+from llmcompile.validation.fastertransformer import (
+    Inputs,
+    check_files,
+    check_int8,
+    embedding_blocks,
+    execute,
+    execute_int8,
+)
 from llmcompile.validation.fastertransformer.ini import read_ini
-from llmcompile.validation.reference import Reference, fixed_tokens, prompt_tokens, run_reference
+from llmcompile.validation.reference import (
+    Reference,
+    embedding_tables,
+    fixed_tokens,
+    prompt_tokens,
+    run_reference,
+)
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then the engine starts."
@@ -139,7 +152,8 @@ def validate(
         A `Check` for each comparison, and a sentence for each thing left out.
 
     Raises:
-        MismatchError: A file is missing, has the wrong size, or is one the runtime never opens.
+        MismatchError: A file is missing, has the wrong size, or is one the runtime never opens; config.ini is about
+            another model; an embedding is not the checkpoint's.
         CheckpointError: The checkpoint's weights do not fit its config.json.
     """
     problems = check_files(subject.folder, subject.ranks)
@@ -159,8 +173,14 @@ def validate(
     else:
         inputs.append(("a prompt", prompt.tokens[:, : _longest(subject)]))
     weights = StoredWeights(subject.weight_files)
+    passed = True
     for name, tokens in inputs:
-        yield from _checks(subject, weights, name, tokens, atol, rtol, trust_remote_code)
+        for item in _checks(subject, weights, name, tokens, atol, rtol, trust_remote_code):
+            passed &= isinstance(item, str) or not item.decisive or item.comparison.passed
+            yield item
+    problems = tuple(_table_differences(subject, weights, trust_remote_code)) if passed else ()
+    if len(problems) > 0:
+        raise collected(MismatchError, problems)
 
 
 def _contradictions(subject: Subject) -> Iterator[Problem]:
@@ -190,6 +210,34 @@ def _contradictions(subject: Subject) -> Iterator[Problem]:
 
 _SECTIONS: Mapping[str, str] = MappingProxyType({"gpt2": "gpt", "opt": "gpt", "bloom": "gpt", "t5": "encoder"})
 _OTHER_MODEL = "check --model: the artifact seems to be made from another one"
+
+
+def _table_differences(subject: Subject, weights: StoredWeights, trust_remote_code: bool) -> Iterator[Problem]:
+    """Where an embedding file is not the checkpoint's table, cast: the rows of tokens that no run is fed."""
+    tables = embedding_tables(
+        subject.checkpoint, weights, encoder_only=subject.encoder_only, trust_remote_code=trust_remote_code
+    )
+    for table in tables:
+        found = embedding_blocks(subject.folder, subject.ranks, table.kind)
+        if found is None or (table.kind == "tokens" and _projected(subject)):
+            continue
+        path, blocks = found
+        expected = weights.read(table.stored)
+        row = table.skip
+        for block in blocks:
+            wanted = expected[row : row + len(block)].float().to(_TORCH.get(subject.dtype, torch.float32)).float()
+            same = (block == wanted) | (block.isnan() & wanted.isnan())
+            if not bool(same.all()):
+                at = int((~same).any(dim=1).nonzero()[0])
+                text = f"row {row + at - table.skip} is not row {row + at} of {table.stored}"
+                yield Problem(str(path), text, "the checkpoint's, cast", "partition the model again")
+                break
+            row += len(block)
+
+
+def _projected(subject: Subject) -> bool:
+    """Whether the embedding is stored as its product with a projection (OPT-350m)."""
+    return subject.sizes.get("width", subject.sizes["hidden"]) != subject.sizes["hidden"]
 
 
 def _longest(subject: Subject) -> int:
@@ -304,7 +352,7 @@ def _tight(subject: Subject, expected: Tensor) -> Tolerance:
     layers = subject.sizes["layers"] + (0 if subject.encoder_only else subject.sizes.get("decoder_layers", 0))
     dtype: Dtype = "fp16" if subject.dtype == "fp16" else "bf16" if subject.dtype == "bf16" else "fp32"
     # A projected embedding (OPT-350m) is stored as one rounded product, which rounding its factors does not reproduce.
-    product = dtype != "fp32" and subject.sizes.get("width", 0) not in (0, subject.sizes["hidden"])
+    product = dtype != "fp32" and _projected(subject)
     return tolerance(dtype, layers=layers, scale=scale(expected), approximate=False, reference_rounded=not product)
 
 

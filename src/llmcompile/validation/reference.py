@@ -140,8 +140,7 @@ def run_reference(
         config = _config(config_dir, settings, trust_remote_code)
         for name, value in overrides.items():
             setattr(config, name, value)
-        two = type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-        encodes = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+        two, encodes = _kind(config)
         if (decoder_tokens is not None) != (two and not encoder_only):
             raise ValueError("decoder_tokens belong to a model with encoder and decoder, both of which run")
         if encoder_only and not (two or encodes):
@@ -174,6 +173,49 @@ def run_reference(
         outputs={name: _plain(output) for name, output in outputs.items()},
         hidden=None if hidden is None else _plain(hidden),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingTable:
+    """A table that a model looks rows up in.
+
+    Attributes:
+        kind: "tokens" or "positions".
+        stored: Name of the tensor in the checkpoint, shape (skip + rows, width).
+        skip: Rows before the first that is used.
+    """
+
+    kind: str
+    stored: str
+    skip: int
+
+
+def embedding_tables(
+    config_dir: Path, weights: Weights, *, encoder_only: bool, trust_remote_code: bool = False
+) -> list[EmbeddingTable]:
+    """The model's tables of tokens and, where it has learned ones, of positions.
+
+    A run only sees the rows of the tokens it is fed; with these, the rest can be compared directly.
+
+    Raises:
+        CheckpointError, UnsupportedError: As for `run_reference`.
+    """
+    settings = _settings(config_dir)
+    with _quiet():
+        config = _config(config_dir, settings, trust_remote_code)
+        model = _empty_model(_auto_class(config, *_kind(config), encoder_only), config, trust_remote_code)
+    stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
+    inputs = model.get_input_embeddings()
+    tables: dict[str, EmbeddingTable] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding):
+            continue
+        if module is inputs:
+            tables["tokens"] = EmbeddingTable(kind="tokens", stored=stored[f"{name}.weight"], skip=0)
+        elif name.endswith(("wpe", "embed_positions", "position_embeddings")):
+            skip = int(getattr(module, "offset", 0))
+            tables["positions"] = EmbeddingTable(kind="positions", stored=stored[f"{name}.weight"], skip=skip)
+    return list(tables.values())
 
 
 def fixed_tokens(vocab: int, *, batch: int, sequence: int, seed: int = 0) -> Tensor:
@@ -298,6 +340,14 @@ def _config(config_dir: Path, settings: Mapping[str, Any], trust_remote_code: bo
     )
     config.use_cache = False
     return config
+
+
+def _kind(config: Any) -> tuple[bool, bool]:
+    """Whether the model has an encoder and a decoder, and whether it is an encoder alone."""
+    return (
+        type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING,
+    )
 
 
 def _auto_class(config: Any, two: bool, encodes: bool, encoder_only: bool) -> Any:

@@ -7,6 +7,13 @@ kernels, so a wrong split, transpose, bias or config.ini value shows as wrong nu
 from __future__ import annotations
 
 from llmcompile.validation.fastertransformer.model import Inputs
-from llmcompile.validation.fastertransformer.runtime import check_files, check_int8, execute, execute_int8, files
+from llmcompile.validation.fastertransformer.runtime import (
+    check_files,
+    check_int8,
+    embedding_blocks,
+    execute,
+    execute_int8,
+    files,
+)
 
-__all__ = ["Inputs", "check_files", "check_int8", "execute", "execute_int8", "files"]
+__all__ = ["Inputs", "check_files", "check_int8", "embedding_blocks", "execute", "execute_int8", "files"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from llmcompile.errors import MismatchError, Problem, collected
 from llmcompile.validation.fastertransformer import bert, gpt, gptj, gptneox, llama, smoothquant, t5
@@ -57,6 +58,28 @@ def execute_int8(folder: Path, inputs: Inputs, *, ranks: int) -> Outputs:
     """
     ini = read_ini(folder / "config.ini")
     return _run(smoothquant.resolve(ini, ranks, folder), folder, inputs, ranks)
+
+
+def embedding_blocks(folder: Path, ranks: int, kind: str) -> tuple[Path, Iterator[Tensor]] | None:
+    """The artifact's table of "tokens" or "positions", whole, in blocks of rows.
+
+    Returns:
+        Its file and float32 blocks of shape (rows, width); None where the runtime opens no such file.
+
+    Raises:
+        MismatchError: config.ini is unreadable or inconsistent.
+    """
+    model = _resolve(read_ini(folder / "config.ini"), folder, ranks)
+    artifact = Artifact(folder, ranks, {row.name: row for row in model.rows})
+    for name in _TABLES[kind]:
+        if name in artifact.rows:
+            return folder / artifact.rows[name].file(0, 0), artifact.row_blocks(name)
+    return None
+
+
+_TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"tokens": ("model.wte", "model.wte.weight", "shared.weight_T"), "positions": ("model.wpe",)}
+)
 
 
 def check_int8(folder: Path, ranks: int) -> tuple[Problem, ...]:

@@ -1,0 +1,85 @@
+"""What every test has: the command line in-process, no network, and an environment that says nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pytest
+from typer.testing import CliRunner
+
+from llmcompile.cli import app
+
+# Read when torch is first imported: on tiny models, threads that wait for each other cost more than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: its exit code and what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run: TypeAlias = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run `llmcompile ARGUMENTS...` in this process; an exception that is our bug passes through."""
+
+    def invoke(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=env, catch_exceptions=False)
+        return Result(result.exit_code, result.stdout, result.stderr)
+
+    return invoke
+
+
+@pytest.fixture(autouse=True, scope="session")
+def silent_environment() -> Iterator[None]:
+    """Forget every variable that is an option, and let messages be as wide as they like."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("LLMCOMPILE_") or name in ("HF_TOKEN", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+                patch.delenv(name)
+        patch.setenv("COLUMNS", "240")
+        patch.setenv("TERMINAL_WIDTH", "240")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Fail whatever looks up or connects to a host that is not this one."""
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def check(host: object) -> None:
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        if host is not None and name not in ("", "localhost", "::1") and not name.startswith("127."):
+            raise RuntimeError(f"a test reached for the network: {name}")
+
+    def check_address(sock: socket.socket, address: Any) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            check(address[0])
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        check_address(self, address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        check_address(self, address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *arguments: Any, **named: Any) -> Any:
+        check(host)
+        return getaddrinfo(host, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield

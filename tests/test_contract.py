@@ -1,0 +1,72 @@
+"""Every architecture meets every backend: planned without a problem, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import models
+from llmcompile.architectures import ARCHITECTURES
+from llmcompile.exporters.ft.layout import FAMILIES
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+BACKENDS = ["ft"]
+CLASSES = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
+FACTORY = {"gpt2": "gpt2", "opt": "opt", "bloom": "bloom", "gptj": "gptj", "gptneox": "gptneox", "llama": "llama"}
+FACTORY |= {"bert": "bert", "t5": "t5"}
+"""The factory of tests/models.py for each architecture."""
+
+
+def test_every_architecture_has_a_tiny_model() -> None:
+    """A new family without a factory is not tested."""
+    assert {architecture.name for architecture in ARCHITECTURES} == FACTORY.keys()
+
+
+def test_every_architecture_is_in_the_layouts_table() -> None:
+    """FasterTransformer has all of them so far."""
+    assert {architecture.name for architecture in ARCHITECTURES} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+def test_a_tiny_model_is_planned_or_refused_by_name(family: str, backend: str, run: Run, tmp_path: Path) -> None:
+    """The plan has no problem, or the refusal says what the backend cannot represent."""
+    model = models.save(family, tmp_path / "model")
+
+    result = run("partition", backend, "--model", model, "--tp", 2, "--dry-run", "--json", tmp_path / "out")
+
+    document = json.loads(result.out)
+    problems = document["plan"]["problems"]
+    assert result.code in (0, 4), result.err
+    assert (result.code == 0) == (problems == [])
+    assert [problem for problem in problems if problem["category"] != "unsupported"] == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_is_planned_or_refused_by_name(name: str, backend: str, run: Run, tmp_path: Path) -> None:
+    """Every class name of the registry, on its family's tiny model, is planned or refused, never a traceback."""
+    model = models.save(FACTORY[CLASSES[name].name], tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"architectures": [name]}
+    (model / "config.json").write_text(json.dumps(config))
+
+    result = run("partition", backend, "--model", model, "--dry-run", tmp_path / "out")
+
+    assert result.code in (0, 4), result.err
+    assert result.code == 0 or name in result.err or "config.json" in result.err
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+def test_a_tiny_model_is_written_and_validated(family: str, backend: str, run: Run, tmp_path: Path) -> None:
+    """What is planned is also right: no two of its axes are equal, so no wrong one can pass."""
+    model = models.save(family, tmp_path / "model", sharded=True)
+
+    result = run("partition", backend, "--model", model, "--tp", 2, tmp_path / "out")
+
+    assert result.code == 0, result.err
