@@ -1,8 +1,12 @@
-"""Writes random checkpoints in the shape of real models: sharded safetensors with the index and config.json."""
+"""Writes random checkpoints in the shape of real models: sharded safetensors with the index and config.json.
+
+Usage: python benchmarks/checkpoints.py gpt2|llama FOLDER LAYERS HIDDEN FFN
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +112,18 @@ LLAMA_CONFIG: dict[str, object] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    kind, folder, *numbers = sys.argv[1:]
+    layers, hidden, ffn = map(int, numbers)
+    if kind == "gpt2":
+        write(Path(folder), GPT2_CONFIG | {"n_layer": layers, "n_embd": hidden}, gpt2(layers, hidden))
+    else:
+        sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn}
+        write(Path(folder), LLAMA_CONFIG | sizes, llama(layers, hidden, ffn))
+
+
+if __name__ == "__main__":
+    main()
