@@ -175,6 +175,7 @@ def prepare(options: FtOptions, report: Report) -> Job:
     with report.stage("plan"):
         architecture = lookup(checkpoint.config)
         dims = architecture.dims(checkpoint.config)
+        _refuse_impossible_sizes(dims, checkpoint)
         layout = BACKENDS[options.backend].make_layout(
             architecture, dims, options, source_dtype=prevailing_dtype(checkpoint), model_label=located.label
         )
@@ -210,6 +211,18 @@ def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
     checkpoint = open_checkpoint(located.root)
     _reject_auxiliary_pointers(checkpoint)
     return located, checkpoint
+
+
+def _refuse_impossible_sizes(dims: Dims, checkpoint: Checkpoint) -> None:
+    """A size below one, or more layers than there are tensors, is refused before anything loops over it."""
+    tensors = len(checkpoint.tensors)
+    problems = [
+        Problem(f"config.json: {axis}", str(size), f"1 to {most}", "check that config.json belongs to these weights")
+        for axis, size in dims.sizes.items()
+        if not 1 <= size <= (most := tensors if axis in ("layers", "decoder_layers") else 2**40)
+    ]
+    if len(problems) > 0:
+        raise collected(CheckpointError, problems)
 
 
 def _reject_auxiliary_pointers(checkpoint: Checkpoint) -> None:
@@ -398,7 +411,7 @@ def _refuse_overflow(job: Job, streamed: Streamed) -> None:
                 tensor,
                 f"{elements} finite elements overflow to infinity in {dtype}",
                 "none",
-                f"use --dtype bf16 or fp32; or accept it: repeat with --resume --allow-overflow (the work is kept in "
+                f"use --dtype fp32; or accept it: repeat with --resume --allow-overflow (the work is kept in "
                 f"{work_path(job.options.build.output)})",
             )
             for tensor, elements in streamed.overflowed.items()

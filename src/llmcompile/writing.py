@@ -253,9 +253,7 @@ class WorkDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise OutputError(
-                str(self.path), "another llmcompile is at work in it", "one run at a time", "wait for it, or stop it"
-            ) from error
+            raise _busy(self.path) from error
         return descriptor
 
     def _verified(self) -> dict[str, Written]:
@@ -341,8 +339,11 @@ class WorkDirectory:
             (self.path / _JOURNAL).unlink()
             if self.output.exists() and any(self.output.iterdir()):
                 retired = free_name(self.output, "replaced")
-                os.rename(self.output, retired)
-                os.rename(self.path, self.output)
+                if _exchange(self.path, self.output):
+                    os.rename(self.path, retired)
+                else:
+                    os.rename(self.output, retired)
+                    os.rename(self.path, self.output)
                 shutil.rmtree(retired)
             else:
                 os.rename(self.path, self.output)
@@ -382,6 +383,24 @@ def work_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def _refuse_busy(path: Path) -> None:
+    """Refuse a work directory whose journal another process has locked."""
+    try:
+        descriptor = os.open(path / _JOURNAL, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _busy(path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _busy(path: Path) -> OutputError:
+    return OutputError(str(path), "another llmcompile is at work in it", "one run at a time", "wait for it, or stop it")
+
+
 def check_no_leftovers(output: Path, *, resume: bool) -> None:
     """Refuse a work directory that an earlier run left, unless it shall be continued.
 
@@ -390,6 +409,7 @@ def check_no_leftovers(output: Path, *, resume: bool) -> None:
     """
     path = work_path(output)
     if path.exists() and not resume:
+        _refuse_busy(path)
         raise OutputError(
             str(path),
             "left over from a run that did not finish",
@@ -417,6 +437,16 @@ def _sync_file_system(descriptor: int) -> None:
     if libc.syncfs(descriptor) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot. Source: renameat2(2), RENAME_EXCHANGE."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, exchange = -100, 2
+    rename = getattr(libc, "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
 
 
 def _sync_directory(path: Path) -> None:

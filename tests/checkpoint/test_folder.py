@@ -248,7 +248,7 @@ def test_folder_in_place_of_a_shard_is_refused(tmp_path: Path) -> None:
 
     error = refusal(root)
 
-    assert "model-00002-of-00002.safetensors: Is a directory" in str(error)
+    assert "model-00002-of-00002.safetensors: not a regular file" in str(error)
 
 
 def test_tensor_in_another_shard_than_the_index_says_is_refused(tmp_path: Path) -> None:

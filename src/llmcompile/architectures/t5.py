@@ -36,6 +36,8 @@ def dims(config: Mapping[str, Any]) -> Dims:
     is_mt5 = c.model_type == "mt5"
     feed_forward = ("gated-gelu" if is_mt5 else "relu") if c.feed_forward_proj is None else c.feed_forward_proj
     start = 0 if is_mt5 and c.decoder_start_token_id is None else c.decoder_start_token_id
+    names = config.get("architectures")
+    encoder_class = isinstance(names, list) and len(names) > 0 and str(names[0]).endswith("EncoderModel")
     return Dims(
         sizes={
             "vocab": c.vocab_size,
@@ -53,6 +55,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
             "norm_eps": c.layer_norm_epsilon,
             "max_distance": c.relative_attention_max_distance,
             "tied": (not is_mt5) if c.tie_word_embeddings is None else c.tie_word_embeddings,
+            "has_decoder": not encoder_class,
             "pad_id": c.pad_token_id,
             "end_id": c.start_and_end()["end_id"],
             "decoder_start_id": c.pad_token_id if start is None else start,

@@ -112,6 +112,7 @@ def contained(root: Path, name: str) -> Path:
     relative = PurePosixPath(name)
     leaves = relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name or name == ""
     path = root / name
+    leaves = leaves or not name.isprintable()
     if not leaves:
         real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
         blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
@@ -134,6 +135,7 @@ def read_object(root: Path, name: str) -> dict[str, Any]:
     """
     path = contained(root, name)
     try:
+        _require_regular(path, name)
         size = path.stat().st_size
         text = path.read_bytes() if size <= _MAX_CONFIG_BYTES else b""
     except OSError as error:
@@ -145,6 +147,11 @@ def read_object(root: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(str(path), f"a JSON {type(value).__name__}", "an object", "check --model")
     return value
+
+
+def _require_regular(path: Path, name: str) -> None:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(name, "not a regular file", "a file", "check --model")
 
 
 def _why(error: OSError) -> str:
@@ -169,6 +176,7 @@ def _read_headers(root: Path, names: list[str]) -> tuple[list[WeightFile], dict[
     for name in names:
         try:
             path = contained(root, name)
+            _require_regular(path, name)
             status = path.stat()
             found = _header(path, name)
         except OSError as error:

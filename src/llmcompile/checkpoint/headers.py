@@ -110,7 +110,7 @@ def reject_lfs_pointer(start: bytes, file: str) -> None:
 
 
 _TRUNCATED = "the file is truncated: download or copy it again"
-_BROKEN = "the file is damaged or was not written by safetensors: download it again"
+_BROKEN = "the file is damaged, or written by something else: download it again"
 
 
 def _refuse(subject: str, found: str, expected: str, hint: str = _BROKEN) -> NoReturn:

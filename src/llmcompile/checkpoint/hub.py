@@ -119,7 +119,7 @@ def _local(model: str, revision: str | None) -> Located | None:
 
 def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
     """Repository and revision of a hub id."""
-    if _HUB_ID.fullmatch(model) is None or model.startswith("."):
+    if _HUB_ID.fullmatch(model) is None or model.startswith(".") or ".." in model or "--" in model:
         raise CheckpointError(model, "no such folder", "a local folder or a hub id like org/name", "check --model")
     repo, _, inline = model.partition("@")
     if inline != "" and revision is not None and inline != revision:
@@ -193,6 +193,8 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     subject = repo if revision is None else f"{repo}@{revision}"
     try:
         yield
+    except errors.HFValidationError as error:
+        raise CheckpointError(subject, "not a hub id", "one like org/name", "check --model") from error
     except errors.GatedRepoError as error:
         raise CheckpointError(
             subject, "a gated repository", "access", "accept its terms on the hub, then pass --token or set HF_TOKEN"

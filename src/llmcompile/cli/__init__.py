@@ -41,3 +41,5 @@ def main() -> None:
         sys.exit(app())
     except stopping.TerminatedError:
         sys.exit(stopping.SIGTERM_CODE)
+    except KeyboardInterrupt:
+        sys.exit(stopping.SIGINT_CODE)

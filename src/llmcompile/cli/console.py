@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json as jsonlib
 import shlex
 import sys
@@ -54,6 +56,10 @@ class Console:
         self._dry_run = False
         self._resumable: Path | None = None
         self._verified: dict[str, Any] | None = None
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # A check mark or an odd file name must not end a run on a terminal that cannot show it.
+                stream.reconfigure(errors="backslashreplace")
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
@@ -166,15 +172,17 @@ class Console:
         """A message on stderr."""
         if self.quiet:
             return
-        if self.log_json:
-            self._log("info", event, text, fields)
-        else:
-            self._err.print(_marked(text))
+        # Whoever read stderr may be gone; that is no reason to stop.
+        with contextlib.suppress(BrokenPipeError):
+            if self.log_json:
+                self._log("info", event, text, fields)
+            else:
+                self._err.print(_marked(text))
 
     def _log(self, level: str, event: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         record = {"ts": stamp, "level": level, "event": event, "message": text, **({} if fields is None else fields)}
-        self._err.print(jsonlib.dumps(record, ensure_ascii=False), markup=False)
+        self._err.print(jsonlib.dumps(record, ensure_ascii=True), markup=False)
 
     # How a command ends
 
@@ -209,7 +217,7 @@ class Console:
             document = self._document(code) | {
                 "error": {"category": category, "problems": [_fields(problem) for problem in problems]}
             }
-            self._out.print(jsonlib.dumps(document, ensure_ascii=False), markup=False)
+            self._out.print(jsonlib.dumps(document, ensure_ascii=True), markup=False)
 
     def _document(self, code: int) -> dict[str, Any]:
         from llmcompile import environment
@@ -234,7 +242,7 @@ class Console:
 
     def _result(self, text: str) -> None:
         if self.json:
-            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=False), markup=False)
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
         elif not self.quiet:
             self._out.print(text)
 
@@ -243,7 +251,7 @@ class Console:
     def _show_plan(self, job: Job) -> None:
         if self.json:
             if len(job.errors) == 0:
-                self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=False), markup=False)
+                self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
             return
         if self.quiet:
             return
@@ -261,7 +269,7 @@ class Console:
         manifest = self.report.manifest
         assert manifest is not None
         if self.json:
-            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=False), markup=False)
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
             return
         if self.quiet:
             return
@@ -355,7 +363,10 @@ def _marked(text: str) -> Text:
 
 
 def _indented(text: str) -> str:
-    return text.replace("\n", "\n       ")
+    """Further lines under the first; control characters, which a name may hold, spelt out."""
+    lines = text.split("\n")
+    shown = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+    return "\n       ".join(shown)
 
 
 def _fields(problem: Problem) -> dict[str, str]:

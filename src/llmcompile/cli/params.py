@@ -31,7 +31,10 @@ def size(text: str | int) -> int:
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size; write 8GiB, 500MB or a number of bytes")
     decimal = match["binary"] == "" and str(text).strip().lower().endswith("b") and match["unit"] != ""
-    return int(float(match["number"]) * (1000 if decimal else 1024) ** _POWERS[match["unit"].lower()])
+    number = float(match["number"])
+    if number > 1e18:
+        raise typer.BadParameter(f"{str(text)[:40]!r} is more than any machine has")
+    return int(number * (1000 if decimal else 1024) ** _POWERS[match["unit"].lower()])
 
 
 BUILD = "Build"

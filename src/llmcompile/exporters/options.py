@@ -7,6 +7,9 @@ from pathlib import Path
 
 from llmcompile.errors import OptionsError
 
+_LONGEST_NAME = 220
+"""Bytes of OUTPUT's name; file systems allow 255, and ".rejected-2" and the like are appended."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -49,6 +52,8 @@ class BuildOptions:
             raise OptionsError("--model", "empty", "a local folder or a hub id", "check the variable it comes from")
         if self.output.name in ("", ".."):
             raise OptionsError("OUTPUT", str(self.output), "the name of a new directory", f"{self.output / 'artifact'}")
+        if len(self.output.name.encode(errors="replace")) > _LONGEST_NAME:
+            raise OptionsError("OUTPUT", f"{len(self.output.name)} characters", f"at most {_LONGEST_NAME} bytes")
         for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
             if value is not None and not 0 <= value < float("inf"):
                 raise OptionsError(name, str(value), "a finite number, zero or more")

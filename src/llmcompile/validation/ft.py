@@ -406,6 +406,9 @@ _INT8_NOISE = 0.5
 clip give more without being wrong, so that this only catches files that are not what they say."""
 
 
+_NON_FINITE = "look for NaN in the checkpoint; --no-validate writes the artifact all the same"
+
+
 def problems_of(checks: Sequence[Check]) -> list[Problem]:
     """One problem per failed output of the decisive checks, naming the worst position."""
     problems = []
@@ -420,6 +423,10 @@ def problems_of(checks: Sequence[Check]) -> list[Problem]:
                 continue
             limit = f"within atol {verdict.atol:.3g} and rtol {verdict.rtol:.3g} of {verdict.worst_expected!r}"
             where = f"{verdict.name}{list(verdict.worst) if verdict.worst is not None else ''}"
+            if verdict.non_finite_expected > 0:
+                text = f"{verdict.non_finite_expected} elements of the model's own output are NaN or infinite"
+                problems.append(Problem(f"{verdict.name}, {check.input}", text, "finite numbers", _NON_FINITE))
+                continue
             problems.append(
                 Problem(
                     f"{where}, {check.input}, against {check.reference}",

@@ -339,6 +339,8 @@ def _bert_deviations(dims: Dims, options: FtOptions, dtype: DType) -> Iterator[t
 
 
 def _t5_refusals(dims: Dims, options: FtOptions) -> Iterator[Problem]:
+    if dims.facts["has_decoder"] is not True and not options.encoder_only:
+        yield Problem("config.json: architectures", "a model without decoder", "--encoder-only", "add --encoder-only")
     activation = str(dims.facts["feed_forward_proj"])
     if activation not in _T5_ACTIVATIONS:
         yield _unsupported_fact(f"feed_forward_proj {activation}", f"one of {', '.join(_T5_ACTIVATIONS)}")
