@@ -370,9 +370,8 @@ def _identity(job: Job) -> dict[str, Any]:
         "llmcompile": __version__,
         "backend": job.layout.backend,
         "options": dict(_recorded(job)),
-        "config.json": hash_file(job.checkpoint.root / "config.json").sha256,
         "sources": [[file.name, file.size_bytes, file.modified_ns] for file in job.checkpoint.files],
-        "auxiliary": [[name, hash_file(job.checkpoint.root / name).sha256] for name in job.checkpoint.auxiliary],
+        "auxiliary": {name: hash_file(job.checkpoint.root / name).sha256 for name in job.checkpoint.auxiliary},
         "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in job.layout.texts.items()},
     }
 

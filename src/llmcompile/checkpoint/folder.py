@@ -110,9 +110,8 @@ def contained(root: Path, name: str) -> Path:
             The hub cache's own links (snapshots/<commit>/x -> ../../blobs/<etag>) are allowed.
     """
     relative = PurePosixPath(name)
-    leaves = relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name or name == ""
+    leaves = relative.is_absolute() or ".." in relative.parts or "\\" in name or not name.isprintable() or name == ""
     path = root / name
-    leaves = leaves or not name.isprintable()
     if not leaves:
         real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
         blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
