@@ -7,6 +7,7 @@ cannot pass; no two axes of a tensor are equal where the family allows it, and h
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+
+with warnings.catch_warnings():
+    # Its module compiles functions with torch.jit.script when it is imported, which newer PyTorch warns about.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import transformers.models.gpt_bigcode.modeling_gpt_bigcode
 
 VOCAB = 44
 SHARD_BYTES = 16_000
@@ -67,6 +73,10 @@ _T5 = {
 _NEOX = ("GPTNeoXConfig", "GPTNeoXForCausalLM", "GPTNeoXModel")
 _LLAMA = ("LlamaConfig", "LlamaForCausalLM", "LlamaModel")
 _OPT = ("OPTConfig", "OPTForCausalLM", "OPTModel")
+_LATER = {**_MODERN, "intermediate_size": 36, "num_key_value_heads": 2}
+_QWEN_MOE = {**_LATER, "moe_intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 2}
+_BIGCODE = ("GPTBigCodeConfig", "GPTBigCodeForCausalLM", "GPTBigCodeModel")
+_FALCON = ("FalconConfig", "FalconForCausalLM", "FalconModel")
 _T5_CLASSES = ("T5Config", "T5ForConditionalGeneration", "T5Model")
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -97,8 +107,75 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "t5": _family(*_T5_CLASSES, **_T5),
         "t5_v11": _family(*_T5_CLASSES, **_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
         "mt5": _family("MT5Config", "MT5ForConditionalGeneration", "MT5Model", **_T5),
+        "mistral": _family("MistralConfig", "MistralForCausalLM", "MistralModel", **_LATER, sliding_window=16),
+        "mixtral": _family(
+            "MixtralConfig",
+            "MixtralForCausalLM",
+            "MixtralModel",
+            **_LATER,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+        ),
+        "qwen2": _family("Qwen2Config", "Qwen2ForCausalLM", "Qwen2Model", **_LATER),
+        "qwen2_moe": _family(
+            "Qwen2MoeConfig",
+            "Qwen2MoeForCausalLM",
+            "Qwen2MoeModel",
+            **_QWEN_MOE,
+            shared_expert_intermediate_size=28,
+        ),
+        "qwen3": _family("Qwen3Config", "Qwen3ForCausalLM", "Qwen3Model", **_LATER, head_dim=10),
+        "qwen3_moe": _family("Qwen3MoeConfig", "Qwen3MoeForCausalLM", "Qwen3MoeModel", **_QWEN_MOE, head_dim=10),
+        "gemma": _family("GemmaConfig", "GemmaForCausalLM", "GemmaModel", **_LATER, head_dim=10),
+        "gemma2": _family(
+            "Gemma2Config",
+            "Gemma2ForCausalLM",
+            "Gemma2Model",
+            **_LATER,
+            head_dim=10,
+            query_pre_attn_scalar=12,
+            sliding_window=16,
+        ),
+        "gpt_bigcode": _family(*_BIGCODE, **_GPT, n_inner=36),
+        "gpt_bigcode_mha": _family(*_BIGCODE, **_GPT, n_inner=36, multi_query=False),
+        "starcoder2": _family("Starcoder2Config", "Starcoder2ForCausalLM", "Starcoder2Model", **_LATER),
+        "falcon_7b": _family(*_FALCON, **_MODERN, ffn_hidden_size=36),
+        "falcon_40b": _family(*_FALCON, **_MODERN, ffn_hidden_size=36, new_decoder_architecture=True, num_kv_heads=2),
+        "falcon_rw": _family(
+            *_FALCON,
+            **_MODERN,
+            ffn_hidden_size=36,
+            multi_query=False,
+            parallel_attn=False,
+            alibi=True,
+            bias=True,
+        ),
+        "mpt": _family(
+            "MptConfig", "MptForCausalLM", "MptModel", **_ENDS, d_model=32, n_layers=2, n_heads=4, max_seq_len=20
+        ),
+        "bart": _family(
+            "BartConfig",
+            "BartForConditionalGeneration",
+            "BartModel",
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=3,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=36,
+            decoder_ffn_dim=36,
+            max_position_embeddings=20,
+        ),
+        "phi": _family("PhiConfig", "PhiForCausalLM", "PhiModel", **_LATER),
+        "phi3": _family("Phi3Config", "Phi3ForCausalLM", "Phi3Model", **_LATER, pad_token_id=0),
     }
 )
+
+FT_FAMILIES = (
+    *("gpt2", "opt", "opt_350m", "bloom", "gptj", "gptneox", "gptneox_sequential"),
+    *("llama", "llama_gqa", "bert", "t5", "t5_v11", "mt5"),
+)
+"""Those that FasterTransformer's exporter knows."""
 
 
 def build(

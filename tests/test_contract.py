@@ -16,24 +16,29 @@ if TYPE_CHECKING:
     from conftest import Run
 
 BACKENDS = ["ft"]
-CLASSES = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
 FACTORY = {"gpt2": "gpt2", "opt": "opt", "bloom": "bloom", "gptj": "gptj", "gptneox": "gptneox", "llama": "llama"}
-FACTORY |= {"bert": "bert", "t5": "t5"}
+FACTORY |= {"bert": "bert", "t5": "t5", "falcon": "falcon_7b"}
+FACTORY |= {
+    architecture.name: architecture.name for architecture in ARCHITECTURES if architecture.name in models.FAMILIES
+}
 """The factory of tests/models.py for each architecture."""
+NO_FACTORY = {"qwen", "meta_llama"}
+"""Transformers builds neither: the first runs the checkpoint's code, the second is not of its format."""
+CLASSES = {name: made for made in ARCHITECTURES for name in made.classes if made.name not in NO_FACTORY}
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
     """A new family without a factory is not tested."""
-    assert {architecture.name for architecture in ARCHITECTURES} == FACTORY.keys()
+    assert {architecture.name for architecture in ARCHITECTURES} - NO_FACTORY == FACTORY.keys()
 
 
-def test_every_architecture_is_in_the_layouts_table() -> None:
-    """FasterTransformer has all of them so far."""
-    assert {architecture.name for architecture in ARCHITECTURES} == FAMILIES.keys()
+def test_every_layout_is_of_an_architecture() -> None:
+    """FasterTransformer knows no family that is not read."""
+    assert FAMILIES.keys() <= {architecture.name for architecture in ARCHITECTURES}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+@pytest.mark.parametrize("family", models.FT_FAMILIES)
 def test_a_tiny_model_is_planned_or_refused_by_name(family: str, backend: str, run: Run, tmp_path: Path) -> None:
     """The plan has no problem, or the refusal says what the backend cannot represent."""
     model = models.save(family, tmp_path / "model")
@@ -62,7 +67,7 @@ def test_a_class_is_planned_or_refused_by_name(name: str, backend: str, run: Run
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+@pytest.mark.parametrize("family", models.FT_FAMILIES)
 def test_a_tiny_model_is_written_and_validated(family: str, backend: str, run: Run, tmp_path: Path) -> None:
     """What is planned is also right: no two of its axes are equal, so no wrong one can pass."""
     model = models.save(family, tmp_path / "model", sharded=True)

@@ -20,6 +20,7 @@ LAYERS = {
     "checkpoint": 1,
     "transforms": 1,
     "architectures": 2,
+    "quantization": 2,
     "writing": 2,
     "plan": 3,
     "assembly": 4,

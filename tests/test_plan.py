@@ -465,7 +465,11 @@ def test_memory_of_a_row_split_is_the_matrix() -> None:
     assert step.source_bytes <= step.memory_bytes() <= step.source_bytes + 6 * BLOCK_BYTES
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize(
+    "architecture",
+    [architecture for architecture in ARCHITECTURES if architecture.name in FAMILIES],
+    ids=lambda architecture: architecture.name,
+)
 def test_every_row_of_every_family_is_made_of_roles_the_family_has(architecture: Architecture) -> None:
     """No FasterTransformer file asks for a role that its family's table does not hold."""
     known = {role for tensor in architecture.tensors for role in tensor.roles}

@@ -6,6 +6,7 @@ the stored tensor, one rank's share where that is contiguous, the whole tensor o
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,20 @@ import numpy as np
 
 from llmcompile.checkpoint.reader import Reader
 from llmcompile.dtypes import FP32, DType
+from llmcompile.errors import CheckpointError
 from llmcompile.plan import (
     BLOCK_BYTES,
     Compute,
+    Encoder,
     Piece,
+    Span,
     Step,
     leading_axis,
     rank_at_a_time,
     rows_at_a_time,
     segments,
+    share_shape,
+    spans,
 )
 from llmcompile.transforms import Array, cast, copy_strided, from_float32, overflows
 
@@ -43,10 +49,10 @@ class _Region:
 def _regions(step: Step, group: tuple[Piece, ...]) -> Iterator[_Region]:
     """The reads that fill the group's part of the step's files, smallest that still are contiguous."""
     sizes = [piece.size(leading_axis(piece)) for piece in group]
-    everyone = tuple(range(len(step.files)))
+    everyone = (0,) if step.row.split == "first" else tuple(range(len(step.files)))
     if rank_at_a_time(step, group):
         for rank in everyone:
-            shares = [(rank * size // step.ranks, (rank + 1) * size // step.ranks) for size in sizes]
+            shares = [(share[0].start, share[0].stop) for share in _spans(step, group, rank)]
             for chunk in _chunks(step, group, *shares[0]) if rows_at_a_time(step, group) else [shares]:
                 yield _Region((rank,), tuple(chunk))
     elif rows_at_a_time(step, group):
@@ -54,6 +60,12 @@ def _regions(step: Step, group: tuple[Piece, ...]) -> Iterator[_Region]:
             yield _Region(everyone, tuple(chunk))
     else:
         yield _Region(everyone, tuple((0, size) for size in sizes))
+
+
+def _spans(step: Step, group: tuple[Piece, ...], rank: int) -> list[tuple[Span, ...]]:
+    """The rank's share of every piece; the plan has seen to it that there is one."""
+    shares = [spans(step.row, piece, step.ranks, rank) for piece in group]
+    return [share for share in shares if share is not None]
 
 
 def _chunks(step: Step, group: tuple[Piece, ...], first: int, last: int) -> Iterator[list[tuple[int, int]]]:
@@ -65,7 +77,16 @@ def _chunks(step: Step, group: tuple[Piece, ...], first: int, last: int) -> Iter
 
 def _rows_per_block(step: Step, group: tuple[Piece, ...], rows: int) -> int:
     elements = sum(np.prod(piece.shape(False), dtype=int) for piece in group)
-    return max(1, int(BLOCK_BYTES * rows // max(1, elements * step.dtype.size_bytes)))
+    length = max(1, int(BLOCK_BYTES * rows // max(1, elements * step.dtype.size_bytes)))
+    return _encodable(step, length, int(elements // max(1, rows * group[0].shape(False)[1])))
+
+
+def _encodable(step: Step, length: int, unit: int) -> int:
+    """`length` indices of `unit` output rows each, rounded up to what the encoding takes at a time."""
+    if step.row.encoding is None:
+        return length
+    multiple = step.row.encoding.rows // math.gcd(step.row.encoding.rows, max(1, unit))
+    return -(-length // multiple) * multiple
 
 
 def assemble(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
@@ -85,7 +106,12 @@ def assemble(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[t
     if step.row.compute is not None:
         yield from _computed(step, reader, overflowed)
         return
-    for group in segments(step):
+    if step.row.combine is not None:
+        yield from _combined(step, reader, overflowed)
+        return
+    encoders = _encoders(step, reader)
+    left = [_plain_bytes(step)] * len(step.files)
+    for part, group in enumerate(segments(step)):
         for region in _regions(step, group):
             views = _read(group, region.ranges, reader)
             for rank in region.ranks:
@@ -94,10 +120,71 @@ def assemble(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[t
                     for piece, view, (start, _) in zip(group, views, region.ranges, strict=True)
                 ]
                 for block in _assembled(step, group, shares, overflowed):
-                    yield rank, block
+                    left[rank] -= len(block)
+                    yield rank, block if encoders == [] else _encoded(step, encoders[rank], block, part)
                     del block
             # Free the region before the next is read: a step may hold only one.
             del views, shares
+    for rank, missing in enumerate(left):
+        # What a share that was rounded up lacks, or a rank that is to have zeros.
+        for start in range(0, missing, BLOCK_BYTES):
+            yield rank, memoryview(bytes(min(BLOCK_BYTES, missing - start)))
+    for rank, encoder in enumerate(encoders):
+        for array in encoder.rest():
+            yield rank, _bytes(array)
+
+
+def _plain_bytes(step: Step) -> int:
+    """Bytes of one file's share before it is encoded."""
+    if len(step.tensors) == 0:
+        return step.file_bytes
+    shares = [share_shape(step.row, piece, step.ranks) for piece in step.pieces]
+    return sum(out * inp for out, inp in shares) * step.dtype.size_bytes
+
+
+def _encoders(step: Step, reader: Reader) -> list[Encoder]:
+    """One encoder for each file."""
+    encoding = step.row.encoding
+    if encoding is None:
+        return []
+    asides = [reader.read(piece.stored) for piece in step.asides]
+    return [encoding.start(step.dtype, asides) for _ in step.files]
+
+
+def _encoded(step: Step, encoder: Encoder, block: memoryview, part: int) -> memoryview:
+    columns = share_shape(step.row, step.pieces[0], step.ranks)[1]
+    try:
+        return _bytes(encoder.encode(np.frombuffer(block, step.dtype.bits).reshape(-1, columns), part))
+    except ValueError as error:
+        raise CheckpointError(
+            step.pieces[part].stored.name,
+            f"{error}, as {step.dtype.name}",
+            "finite weights",
+            "choose a --dtype that holds them, such as bfloat16, or look for NaN in the checkpoint",
+        ) from error
+
+
+def _combined(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
+    """Small tensors computed from others: each operand is gathered whole, as stored, for every rank."""
+    combine = step.row.combine
+    assert combine is not None
+    for rank in range(len(step.files)):
+        operands = [_gathered(step, pieces, rank, reader) for pieces in step.operands]
+        yield rank, _bytes(combine.function(operands).astype(step.dtype.bits, copy=False))
+
+
+def _gathered(step: Step, pieces: tuple[Piece, ...], rank: int, reader: Reader) -> Array:
+    """One rank's share of an operand in the orientation of the row, joined along the output axis, as stored bits."""
+    views = _read(pieces, [(0, piece.size(leading_axis(piece))) for piece in pieces], reader)
+    shares = [_share(step, piece, view, 0, rank) for piece, view in zip(pieces, views, strict=True)]
+    if len(pieces[0].inp) == 0:
+        return np.concatenate([share.reshape(-1) for share in shares])
+    flat = []
+    for piece, share in zip(pieces, shares, strict=True):
+        first = len(piece.inp) if step.row.in_first else len(piece.out)
+        rows = int(np.prod(share.shape[:first]))
+        flat.append(share.reshape(rows, -1))
+    return np.concatenate(flat, axis=1 if step.row.in_first else 0)
 
 
 def _read(group: Sequence[Piece], ranges: Sequence[tuple[int, int]], reader: Reader) -> list[Array]:
@@ -105,46 +192,54 @@ def _read(group: Sequence[Piece], ranges: Sequence[tuple[int, int]], reader: Rea
     held: dict[tuple[str, int, int], Array] = {}
     views = []
     for piece, (start, end) in zip(group, ranges, strict=True):
-        sizes = {axis.name: axis.size for axis in piece.axes} | {leading_axis(piece): end - start}
         first, last = _stored_rows(piece, start, end)
         key = (piece.stored.name, first, last)
         if key not in held:
             held[key] = reader.read_rows(piece.stored, first, last)
-        names = [axis.name for axis in piece.axes]
-        if names[0] == "part":
-            names.pop(0)
-        view = held[key].reshape([sizes[name] for name in names])
-        if "part" in names:
-            view = view[(slice(None),) * names.index("part") + (piece.part,)]
-            names.remove("part")
+        names, sizes = _stored_axes(piece, end - start)
+        view = held[key].reshape(sizes)
+        chosen = piece.chosen
+        if chosen is not None and not piece.chosen_first:
+            at = names.index(chosen.axis)
+            taken = chosen.start if chosen.name == "" else slice(chosen.start, chosen.stop)
+            view = view[(slice(None),) * at + (taken,)]
+            names[at : at + 1] = [] if chosen.name == "" else [chosen.name]
         views.append(view.transpose([names.index(name) for name in (*piece.out, *piece.inp)]))
     return views
+
+
+def _stored_axes(piece: Piece, length: int) -> tuple[list[str], list[int]]:
+    """Names and sizes of the stored axes of what is read: `length` of the leading one, and the others whole."""
+    names = [axis.name for axis in piece.axes]
+    sizes = [axis.size for axis in piece.axes]
+    if piece.chosen is not None and piece.chosen_first:
+        names[:1] = [] if piece.chosen.name == "" else [piece.chosen.name]
+        sizes = sizes[len(sizes) - len(names) :]
+    sizes[0] = length
+    return names, sizes
 
 
 def _stored_rows(piece: Piece, start: int, end: int) -> tuple[int, int]:
     """Rows of the stored tensor that hold `start` to `end` of the leading axis."""
     rows = [axis.size for axis in piece.axes[: piece.first_dimension]]
     base = piece.skip_rows
-    if piece.axes[0].name == "part":
-        assert piece.part is not None
-        rows.pop(0)
-        base += piece.part * int(np.prod(rows))
-    unit = int(np.prod(rows[1:], dtype=int))
+    if piece.chosen is not None and piece.chosen_first:
+        base += piece.chosen.start * math.prod(rows[1:])
+        if piece.chosen.name == "":
+            rows.pop(0)
+    unit = math.prod(rows[1:])
     return base + start * unit, base + end * unit
 
 
 def _share(step: Step, piece: Piece, view: Array, start: int, rank: int) -> Array:
     """The rank's share of a canonical view, with axes in the file's order; `start` is where the view begins."""
     names = [*piece.out, *piece.inp]
-    if step.row.split != "":
-        axis = piece.out[0] if step.row.split == "out" else piece.inp[0]
-        size = piece.size(axis) // step.ranks
-        first = rank * size
-        if axis == leading_axis(piece):
-            length = min(size, view.shape[names.index(axis)])
-            first = max(0, first - start)
-            size = length
-        view = view[(slice(None),) * names.index(axis) + (slice(first, first + size),)]
+    for span in spans(step.row, piece, step.ranks, rank) or ():
+        first, last = span.start, span.stop
+        if span.axis == leading_axis(piece):
+            # The view holds a range of this axis: all of the share, or some of its rows.
+            first, last = max(0, first - start), min(last - start, view.shape[names.index(span.axis)])
+        view = view[(slice(None),) * names.index(span.axis) + (slice(first, last),)]
     if step.row.in_first:
         view = view.transpose([names.index(name) for name in (*piece.inp, *piece.out)])
     return view
@@ -159,7 +254,8 @@ def _assembled(
         shares, row_axes = [share[np.newaxis] for share in shares], [1] * len(group)
     rows = shares[0].shape[0]
     row_bytes = sum(share.size for share in shares) * step.dtype.size_bytes // max(1, rows)
-    length = max(1, BLOCK_BYTES // max(1, row_bytes))
+    unit = math.prod(shares[0].shape[1 : row_axes[0]])
+    length = _encodable(step, max(1, BLOCK_BYTES // max(1, row_bytes)), unit)
     for start in range(0, rows, length):
         parts = [share[start : start + length] for share in shares]
         yield _joined(step, group, parts, row_axes, overflowed)

@@ -5,14 +5,16 @@ A plan is made from headers and config.json alone. It is what `--dry-run` prints
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Protocol
 
-from llmcompile.architectures.spec import Architecture, Dims, Tensor
+from llmcompile.architectures.spec import Architecture, Dims, Tensor, holds
 from llmcompile.checkpoint.headers import Stored
-from llmcompile.dtypes import BF16, FP32, DType, Shape
+from llmcompile.dtypes import BF16, FP32, DType, Shape, count
 from llmcompile.errors import Problem
 from llmcompile.transforms import Array
 
@@ -41,18 +43,95 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """A tensor inside a safetensors file of the artifact."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its elements."""
+        return count(self.shape) * self.dtype.size_bytes
+
+
+class Encoder(Protocol):
+    """Turns the rows of one rank's matrix, in order, into the bytes of a tensor; made anew for every matrix."""
+
+    def encode(self, block: Array, part: int) -> Array:
+        """The next bytes.
+
+        Args:
+            block: Shape (rows, in), bits of the row's type, C order; rows are a multiple of `Encoding.rows`.
+            part: Which of the row's roles the block belongs to, counted from 0; of experts, counted through all.
+
+        Returns:
+            Bits of the main tensor, C order.
+        """
+
+    def rest(self) -> Sequence[Array]:
+        """The other tensors, once all rows have been seen: bits, in the order of `Encoding.tensors`."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A matrix stored otherwise than as its elements: packed integers beside scales, for instance.
+
+    Attributes:
+        name: For messages.
+        rows: Output rows that must be handed over together, or a multiple of them.
+        start: (element type of the blocks, arrays of the row's `asides`) -> encoder.
+        tensors: (name, shape (..., out, in) of the plain tensor, its type) -> what is stored, the packed tensor first.
+        check: Shape -> why it cannot be packed; "" when it can.
+    """
+
+    name: str
+    rows: int
+    start: Callable[[DType, Sequence[Array]], Encoder]
+    tensors: Callable[[str, Shape, DType], tuple[TensorSpec, ...]]
+    check: Callable[[Shape], str] = lambda shape: ""
+
+
+@dataclass(frozen=True)
+class Combine:
+    """A small tensor computed from others, each gathered whole for its rank first.
+
+    Attributes:
+        function: Operands, as bits in the orientation of the row -> bits of the tensor in the row's type.
+        operands: The roles of each operand, joined as a row's roles are.
+        scalar: Whether the result has one element; the first operand's shape otherwise.
+    """
+
+    function: Callable[[Sequence[Array]], Array]
+    operands: tuple[tuple[str, ...], ...]
+    scalar: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
-    """One file of an artifact, or one per rank and layer: which roles it is made of, and how they lie in it.
+    """One file of an artifact or one tensor in a file, or one per rank and layer: its roles, and how they lie in it.
 
     Attributes:
         file: Path in the artifact; `{layer}` and `{rank}` stand for numbers. Without `{rank}` all ranks share it.
         roles: What it holds, joined along the output axis.
         in_first: Whether matrices lie (in, out); (out, in) otherwise.
-        split: "out" or "in": the axes whose first is divided among the ranks; "" for none.
+        split: "out" or "in": the axes whose first is divided among the ranks; "first": the first rank has the values
+            and the others zeros; "" for none.
         compute: Arithmetic instead of a rearrangement.
         dtype: Element type; None for the artifact's.
-        when: A fact that must be true, as in `architectures.spec.Tensor.when`.
+        when: Facts that must be true, as in `architectures.spec.Tensor.when`.
         layer: The one layer this row is for; None for every layer its roles have.
+        tensor: Name in a safetensors file, `{layer}` counted from the first of the pipeline stage; "" when the file is
+            the tensor's bytes alone.
+        stage: The pipeline stage that has a tensor without layer: "first", "last", or "" for all.
+        uneven: What happens when the split axis does not divide: "pad" rounds the share up and adds zeros,
+            "replicate" gives each of few indices to several ranks; "" refuses.
+        experts: Whether the roles are repeated for every expert a rank holds; the tensor then begins with that axis.
+        repeat: Name of a size: roles without layer are written once for each of so many layers.
+        encoding: How the matrix is packed.
+        asides: Roles of small tensors the encoding needs.
+        combine: Arithmetic on small tensors.
     """
 
     file: str
@@ -63,6 +142,47 @@ class Row:
     dtype: DType | None = None
     when: str = ""
     layer: int | None = None
+    tensor: str = ""
+    stage: str = ""
+    uneven: str = ""
+    experts: bool = False
+    repeat: str = ""
+    encoding: Encoding | None = None
+    asides: tuple[str, ...] = ()
+    combine: Combine | None = None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Every role the row reads."""
+        operands = () if self.combine is None else self.combine.operands
+        return (*self.roles, *self.asides, *(role for operand in operands for role in operand))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an artifact is divided among ranks.
+
+    Attributes:
+        tp: Tensor parallel ranks.
+        pp: Pipeline stages.
+        moe_ep: Ranks the experts are divided among; tp / moe_ep ranks share each expert.
+    """
+
+    tp: int
+    pp: int = 1
+    moe_ep: int = 1
+
+    @property
+    def moe_tp(self) -> int:
+        """Ranks each expert is split over."""
+        return self.tp // self.moe_ep
+
+    def stage(self, layer: int, layers: int) -> tuple[int, int]:
+        """Pipeline stage of a layer and its number there; the first stages have one more where they do not divide."""
+        size, extra = divmod(layers, self.pp)
+        starts = [0, *accumulate(size + (stage < extra) for stage in range(self.pp))]
+        stage = next(stage for stage in range(self.pp) if layer < starts[stage + 1])
+        return stage, layer - starts[stage]
 
 
 @dataclass(frozen=True)
@@ -74,6 +194,23 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """The part of a fused tensor's axis that holds one role.
+
+    Attributes:
+        axis: The stored axis.
+        name: What the part is called; "" when it is a single index that is no axis of the role.
+        start: First index.
+        stop: One past the last.
+    """
+
+    axis: str
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Piece:
     """One role where it lies in a stored tensor.
 
@@ -81,7 +218,7 @@ class Piece:
         stored: The tensor.
         axes: Its named axes, slowest first; their product times the row size is the tensor without `skip_rows`.
         first_dimension: How many of `axes` make up the stored first dimension.
-        part: Index on the axis `part`; None when the tensor holds this role alone.
+        chosen: The role's part of a fused axis; None when the tensor holds this role alone.
         skip_rows: Leading rows of the stored tensor that hold no data.
         out: Names of the output axes.
         inp: Names of the input axes.
@@ -91,7 +228,7 @@ class Piece:
     stored: Stored
     axes: tuple[Axis, ...]
     first_dimension: int
-    part: int | None
+    chosen: Chosen | None
     skip_rows: int
     out: tuple[str, ...]
     inp: tuple[str, ...]
@@ -99,7 +236,14 @@ class Piece:
 
     def size(self, axis: str) -> int:
         """Elements of the axis called `axis`."""
+        if self.chosen is not None and self.chosen.name == axis:
+            return self.chosen.stop - self.chosen.start
         return next(item.size for item in self.axes if item.name == axis)
+
+    @property
+    def chosen_first(self) -> bool:
+        """Whether the fused axis is the slowest."""
+        return self.chosen is not None and self.axes[0].name == self.chosen.axis
 
     def shape(self, in_first: bool) -> Shape:
         """(out elements, in elements), or the other way round; a vector is (1, out elements)."""
@@ -115,11 +259,14 @@ class Step:
     Attributes:
         row: The layout's row.
         pieces: Its roles, in order.
-        files: One path per rank, or a single one that all ranks share.
-        dtype: Element type of the files.
+        files: One path per share, or a single one that all ranks have in common.
+        dtype: Element type of the elements written, or handed to the encoding.
         artifact_dtype: Element type of the artifact.
-        file_bytes: Bytes of each file.
-        ranks: Ranks of the artifact.
+        file_bytes: Bytes the step adds to each file.
+        ranks: Shares the split axis is divided into.
+        tensors: What the step adds to each file, in order; empty when the files hold nothing else.
+        asides: Where the row's asides lie.
+        operands: Where the operands of the row's `combine` lie.
     """
 
     row: Row
@@ -129,19 +276,39 @@ class Step:
     artifact_dtype: DType
     file_bytes: int
     ranks: int
+    tensors: tuple[TensorSpec, ...] = ()
+    asides: tuple[Piece, ...] = ()
+    operands: tuple[tuple[Piece, ...], ...] = ()
 
     @property
     def position(self) -> tuple[str, int]:
         """Where on disk the step's first byte lies: file name and offset."""
-        return min((piece.stored.file, piece.stored.offset) for piece in self.pieces)
+        return min((piece.stored.file, piece.stored.offset) for piece in self.sources)
+
+    @property
+    def sources(self) -> tuple[Piece, ...]:
+        """Everything the step reads."""
+        return (*self.pieces, *self.asides, *(piece for operand in self.operands for piece in operand))
+
+    @property
+    def alignment(self) -> int:
+        """0 when every tensor ends on a multiple of four bytes, 1 on one of two, 2 otherwise.
+
+        Written in this order, tensors of any element type up to four bytes lie on a multiple of its size, as the
+        safetensors library needs to hand them out without a copy.
+        """
+        sizes = [tensor.size_bytes for tensor in self.tensors]
+        return 0 if all(size % 4 == 0 for size in sizes) else 1 if all(size % 2 == 0 for size in sizes) else 2
 
     @property
     def source_bytes(self) -> int:
         """Bytes of the stored tensors the step reads, each counted once."""
-        return sum({piece.stored.name: piece.stored.size_bytes for piece in self.pieces}.values())
+        return sum({piece.stored.name: piece.stored.size_bytes for piece in self.sources}.values())
 
     def memory_bytes(self) -> int:
         """Bytes the step holds at once, at most: what it has read, and the blocks on their way out."""
+        if self.row.combine is not None:
+            return 3 * self.source_bytes + len(self.files) * self.file_bytes
         if self.row.compute is not None:
             elements = sum(math.prod(piece.shape(False)) for piece in self.pieces)
             if self.row.compute.by_rows:
@@ -150,6 +317,8 @@ class Step:
             return elements * 4 * FP32.size_bytes
         cast = max(_cast_bytes(piece.stored.dtype, self.dtype) for piece in self.pieces)
         blocks = 2 * BLOCK_BYTES + BLOCK_BYTES // self.dtype.size_bytes * cast
+        if self.row.encoding is not None:
+            blocks += 4 * BLOCK_BYTES + len(self.files) * sum(tensor.size_bytes for tensor in self.tensors[1:])
         return max(region_bytes(self, pieces) for pieces in segments(self)) + blocks
 
 
@@ -162,17 +331,24 @@ class Plan:
         problems: What stands in the way; nothing may be written unless this is empty.
         ignored: Names of stored tensors not read -> why not.
         tensors_read: Names of stored tensors read.
+        headers: Files that hold several tensors -> the bytes they begin with; the steps that name such a file add to
+            it one after the other, in the order of `steps`.
     """
 
     steps: tuple[Step, ...]
     problems: tuple[Problem, ...]
     ignored: Mapping[str, str]
     tensors_read: tuple[str, ...]
+    headers: Mapping[str, bytes]
 
     @property
     def files(self) -> Mapping[str, int]:
         """Every file the steps write -> its bytes."""
-        return {file: step.file_bytes for step in self.steps for file in step.files}
+        sizes = {file: len(header) for file, header in self.headers.items()}
+        for step in self.steps:
+            for file in step.files:
+                sizes[file] = sizes.get(file, 0) + step.file_bytes
+        return sizes
 
     @property
     def output_bytes(self) -> int:
@@ -184,10 +360,50 @@ class Plan:
         return sum(sorted((step.memory_bytes() for step in self.steps), reverse=True)[:workers])
 
 
-def _split_axis(row: Row, piece: Piece) -> str:
-    if row.split == "":
-        return ""
-    return piece.out[0] if row.split == "out" else piece.inp[0]
+@dataclass(frozen=True)
+class Span:
+    """A range of one axis: from `start` to `stop`, exclusive."""
+
+    axis: str
+    start: int
+    stop: int
+
+
+def spans(row: Row, piece: Piece, ranks: int, rank: int) -> tuple[Span, ...] | None:
+    """The rank's share of a piece, as ranges of its axes; () for all of it, None when the axis does not divide.
+
+    The first axis of the row's side is divided. Where there are more ranks than that axis has indices, each index goes
+    to several ranks, which divide the axis `group` behind it among them or, with "replicate", have it in common.
+    """
+    if row.split not in ("out", "in"):
+        return ()
+    side = piece.out if row.split == "out" else piece.inp
+    size = piece.size(side[0])
+    if row.uneven == "pad":
+        length = -(-size // ranks)
+        return (Span(side[0], min(size, rank * length), min(size, (rank + 1) * length)),)
+    if size % ranks == 0:
+        length = size // ranks
+        return (Span(side[0], rank * length, (rank + 1) * length),)
+    if ranks % size != 0:
+        return None
+    sharing = ranks // size
+    index = Span(side[0], rank // sharing, rank // sharing + 1)
+    if len(side) > 1 and side[1] == "group":
+        if piece.size("group") % sharing != 0:
+            return None
+        length = piece.size("group") // sharing
+        return (index, Span("group", rank % sharing * length, (rank % sharing + 1) * length))
+    return (index,) if row.uneven == "replicate" else None
+
+
+def share_shape(row: Row, piece: Piece, ranks: int) -> tuple[int, int]:
+    """Output and input elements of the largest share, which every rank is padded to."""
+    taken = {span.axis: span.stop - span.start for span in (spans(row, piece, ranks, 0) or ())}
+    return (
+        math.prod(taken.get(axis, piece.size(axis)) for axis in piece.out),
+        math.prod(taken.get(axis, piece.size(axis)) for axis in piece.inp),
+    )
 
 
 def segments(step: Step) -> tuple[tuple[Piece, ...], ...]:
@@ -200,16 +416,21 @@ def segments(step: Step) -> tuple[tuple[Piece, ...], ...]:
 
 
 def leading_axis(piece: Piece) -> str:
-    """The stored tensor's slowest axis that is not `part`: reads are ranges of it."""
+    """The piece's slowest axis where it is stored: reads are ranges of it."""
     names = [axis.name for axis in piece.axes]
-    return names[1] if names[0] == "part" else names[0]
+    if not piece.chosen_first:
+        return names[0]
+    assert piece.chosen is not None
+    return names[1] if piece.chosen.name == "" else piece.chosen.name
 
 
 def rank_at_a_time(step: Step, pieces: tuple[Piece, ...]) -> bool:
     """Whether each rank's share of every piece is one contiguous range of the stored tensor."""
-    return step.row.split != "" and all(
-        leading_axis(piece) == _split_axis(step.row, piece) and piece.stored.strides is None for piece in pieces
-    )
+    for piece in pieces:
+        share = spans(step.row, piece, step.ranks, 0)
+        if share is None or len(share) != 1 or share[0].axis != leading_axis(piece) or piece.stored.strides is not None:
+            return False
+    return True
 
 
 def rows_at_a_time(step: Step, pieces: tuple[Piece, ...]) -> bool:
@@ -229,12 +450,27 @@ def region_bytes(step: Step, pieces: tuple[Piece, ...]) -> int:
     if rows_at_a_time(step, pieces):
         widest = max(piece.stored.dtype.size_bytes for piece in pieces)
         return math.ceil(BLOCK_BYTES * widest / step.dtype.size_bytes)
-    held = {
-        piece.stored.name: piece.stored.size_bytes * (1 if piece.axes[0].name != "part" else 1 / piece.axes[0].size)
-        for piece in pieces
-    }
-    total = math.ceil(sum(held.values()))
-    return math.ceil(total / step.ranks) if rank_at_a_time(step, pieces) else total
+    by_rank = rank_at_a_time(step, pieces)
+    held: dict[tuple[str, int], float] = {}
+    for piece in pieces:
+        start = piece.chosen.start if piece.chosen is not None and piece.chosen_first else 0
+        share = _share_read(step, piece) if by_rank else 1
+        held[piece.stored.name, start] = piece.stored.size_bytes * _part_read(piece) * share
+    return math.ceil(sum(held.values()))
+
+
+def _part_read(piece: Piece) -> float:
+    """How much of the stored tensor is read for the piece: its part, where parts follow one another."""
+    if not piece.chosen_first:
+        return 1
+    assert piece.chosen is not None
+    return (piece.chosen.stop - piece.chosen.start) / piece.axes[0].size
+
+
+def _share_read(step: Step, piece: Piece) -> float:
+    """How much of the piece one rank reads."""
+    (span,) = spans(step.row, piece, step.ranks, 0) or (Span(leading_axis(piece), 0, 1),)
+    return (span.stop - span.start) / piece.size(span.axis)
 
 
 def _cast_bytes(source: DType, target: DType) -> int:
@@ -255,6 +491,8 @@ def make_plan(
     ranks: int,
     dtype: DType,
     unused: Mapping[str, str],
+    pp: int = 1,
+    moe_ep: int = 1,
 ) -> Plan:
     """Join an architecture's table with a backend's rows over the tensors of one checkpoint.
 
@@ -263,37 +501,66 @@ def make_plan(
         dims: Its sizes and facts for this model.
         stored: The checkpoint's tensors by name.
         rows: What the artifact needs.
-        ranks: Ranks each split axis is divided over.
+        ranks: Tensor parallel ranks each split axis is divided over.
         dtype: Element type of files whose row names none.
         unused: Prefixes of roles the backend does not store -> why not.
+        pp: Pipeline stages, for rows that name tensors in a file.
+        moe_ep: Ranks the experts are divided among.
 
     Returns:
         A plan whose `problems` name every missing, unknown or misshapen tensor, every axis that does not divide.
     """
-    located = architecture.locate(stored)
-    needed = {role for row in rows if _applies(row.when, dims) for role in row.roles}
-    ledger = _Ledger(architecture, dims, dict(stored), located, needed)
+    grid = Grid(ranks, pp, moe_ep)
+    rows = [row for row in rows if holds(row.when, dims)]
+    needed = {role for row in rows for role in row.needed}
+    ledger = _Ledger(architecture, dims, dict(stored), architecture.locate(stored), needed)
     pieces = ledger.pieces()
-    problems = [*ledger.problems, *_indivisible([row for row in rows if _applies(row.when, dims)], pieces, ranks)]
+    problems = [*ledger.problems, *_indivisible(rows, pieces, grid)]
     steps: list[Step] = []
+    joiner = _Joiner(pieces, grid, dims, dtype)
     for row in rows:
-        if _applies(row.when, dims):
-            steps.extend(_steps(row, pieces, ranks, dtype))
+        steps.extend(joiner.steps(row))
     ignored = ledger.account_for_rest(unused)
-    problems.extend(ledger.unknown)
+    problems.extend([*joiner.problems, *ledger.unknown])
+    steps.sort(key=lambda step: (step.alignment, step.position))
     return Plan(
-        steps=tuple(sorted(steps, key=lambda step: step.position)),
+        steps=tuple(steps),
         problems=_folded(problems),
         ignored=ignored,
-        tensors_read=tuple(sorted({piece.stored.name for step in steps for piece in step.pieces})),
+        tensors_read=tuple(sorted({piece.stored.name for step in steps for piece in step.sources})),
+        headers=_headers(steps),
     )
 
 
-def _applies(when: str, dims: Dims) -> bool:
-    return when == "" or bool(dims.facts[when.removeprefix("!")]) is not when.startswith("!")
+def _headers(steps: Sequence[Step]) -> dict[str, bytes]:
+    """The safetensors header of every file that holds tensors: a JSON object, its length before it, padded to eight.
+
+    Source: huggingface/safetensors@main:README.md (format).
+    """
+    entries: dict[str, dict[str, object]] = {}
+    ends: dict[str, int] = {}
+    for step in steps:
+        for file in step.files if len(step.tensors) > 0 else ():
+            header = entries.setdefault(file, {"__metadata__": {"format": "pt"}})
+            for tensor in step.tensors:
+                start = ends.get(file, 0)
+                ends[file] = start + tensor.size_bytes
+                header[tensor.name] = {
+                    "dtype": tensor.dtype.code,
+                    "shape": list(tensor.shape),
+                    "data_offsets": [start, ends[file]],
+                }
+    return {file: _framed(header) for file, header in entries.items()}
 
 
-PieceKey = tuple[str, int | None]
+def _framed(header: Mapping[str, object]) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+PieceKey = tuple[str, int | None, int | None]
+"""Role, layer and expert."""
 
 
 class _Ledger:
@@ -312,44 +579,48 @@ class _Ledger:
         self.stored = stored
         self.located = located
         self.needed = needed
-        self.claimed: dict[str, tuple[Tensor, int | None]] = {}
+        self.claimed: dict[str, tuple[Tensor, int | None]] = {}  # name in the file -> entry and layer
         self.tied_copies: dict[str, str] = {}
         self.problems: list[_Finding] = []
         self.unknown: list[_Finding] = []
 
     def pieces(self) -> dict[PieceKey, Piece]:
-        """(role, layer) -> piece, for every role some row needs; problems are noted, not raised."""
+        """(role, layer, expert) -> piece, for every role some row needs; problems are noted, not raised."""
         found: dict[PieceKey, Piece] = {}
-        for tensor, layer in self.architecture.expected(self.dims):
-            stored = self._stored(tensor, layer)
+        for tensor, layer, expert in self.architecture.expected(self.dims):
+            stored = self._stored(tensor, layer, expert)
             if stored is None:
                 continue
             for part, role in enumerate(tensor.roles):
-                found[role, layer] = _piece(tensor, role, part, stored, self.dims)
-        for tensor, layer in self.architecture.expected(self.dims):
-            if tensor.tied_to != "" and self.dims.facts["tied"] is True and (tensor.tied_to, None) in found:
-                found[tensor.roles[0], layer] = found[tensor.tied_to, None]
+                found[role, layer, expert] = _piece(tensor, role, part, stored, self.dims)
+        for tensor, layer, expert in self.architecture.expected(self.dims):
+            if tensor.tied_to != "" and self.dims.facts["tied"] is True and (tensor.tied_to, None, None) in found:
+                found[tensor.roles[0], layer, expert] = found[tensor.tied_to, None, None]
         return found
 
-    def _stored(self, tensor: Tensor, layer: int | None) -> Stored | None:
-        canonical = tensor.name if layer is None else tensor.name.replace("{layer}", str(layer))
-        name = self.located.get(canonical)
+    def _stored(self, tensor: Tensor, layer: int | None, expert: int | None) -> Stored | None:
+        shown = tensor.name if expert is None else tensor.name.replace("{expert}", str(expert))
+        name = self.located.get(tensor.name_at(layer, expert))
         if tensor.tied_to != "" and self.dims.facts["tied"] is True:
             if name is not None:
                 self.tied_copies[name] = f"tied: {tensor.tied_to} is used instead, as transformers does"
             return None
         if name is None:
             if not self.needed.isdisjoint(tensor.roles):
-                self._note(tensor.name, layer, "absent from the checkpoint", self._shape_text(tensor), _MISSING)
+                self._note(shown, layer, "absent from the checkpoint", self._shape_text(tensor), _MISSING)
             return None
         self.claimed[name] = (tensor, layer)
         stored = self.stored[name]
-        if stored.shape != tensor.stored_shape(self.dims):
+        expected = tensor.stored_shape(self.dims)
+        if stored.shape != expected and not (stored.shape == () and expected == (1,)):
             where = f"shape {_text(stored.shape)} in {stored.file}"
-            self._note(tensor.name, layer, where, self._shape_text(tensor), _SHAPE)
+            self._note(shown, layer, where, self._shape_text(tensor), _SHAPE)
             return None
-        if not stored.dtype.is_float:
-            self._note(tensor.name, layer, f"dtype {stored.dtype.name}", "a float type", _QUANTIZED)
+        if tensor.kind != "" and stored.dtype.name != tensor.kind:
+            self._note(shown, layer, f"dtype {stored.dtype.name}", tensor.kind, _KIND)
+            return None
+        if tensor.kind == "" and not stored.dtype.is_float:
+            self._note(shown, layer, f"dtype {stored.dtype.name}", "a float type", _QUANTIZED)
             return None
         return stored
 
@@ -390,6 +661,7 @@ class _Ledger:
 _MISSING = "check that all shards are there and that config.json belongs to them"
 _SHAPE = "check the revision of config.json"
 _QUANTIZED = "start from the unquantized checkpoint"
+_KIND = "check config.json's quantization_config against the tensors"
 _UNKNOWN = "check config.json's architectures; if the tensor is known to be unused, please report it"
 _NO_PLACE = "the vendor's runtime cannot use it; the model cannot be represented faithfully"
 
@@ -400,39 +672,144 @@ def _text(shape: Shape) -> str:
 
 def _piece(tensor: Tensor, role: str, part: int, stored: Stored, dims: Dims) -> Piece:
     groups = tensor.stored_axes()
+    chosen = _chosen(tensor, part, dims)
+    renamed = {} if chosen is None else {chosen.axis: chosen.name}
+    order = tensor.out if tensor.order == "" else tensor.order
     return Piece(
         stored=stored,
         axes=tuple(Axis(axis, tensor.size(axis, dims)) for axes in groups for axis in axes),
         first_dimension=len(groups[0]),
-        part=part if len(tensor.roles) > 1 else None,
+        chosen=chosen,
         skip_rows=tensor.skip_rows,
-        out=tuple(axis for axis in tensor.out.split() if axis != "part"),
+        out=tuple(name for axis in order.split() if (name := renamed.get(axis, axis)) != ""),
         inp=tuple(tensor.inp.split()),
         role=role,
     )
 
 
-def _steps(row: Row, pieces: Mapping[PieceKey, Piece], ranks: int, dtype: DType) -> Iterable[Step]:
-    per_layer = sorted({layer for role, layer in pieces if role in row.roles and layer is not None})
-    layers: list[int | None] = [*per_layer] if len(per_layer) > 0 else [None]
-    if row.layer is not None:
-        layers = [row.layer]
-    for layer in layers:
-        parts = [pieces[role, layer] for role in row.roles if (role, layer) in pieces]
-        if len(parts) == len(row.roles):
-            step = _step(row, layer, tuple(parts), ranks, dtype)
-            if step is not None:
-                yield step
-
-
-def _step(row: Row, layer: int | None, pieces: tuple[Piece, ...], ranks: int, dtype: DType) -> Step | None:
-    if any(piece.size(axis) % ranks != 0 for piece in pieces if (axis := _split_axis(row, piece)) != ""):
+def _chosen(tensor: Tensor, part: int, dims: Dims) -> Chosen | None:
+    """Where the role number `part` lies on the fused axis of its tensor."""
+    if len(tensor.roles) == 1:
         return None
-    path = row.file if layer is None else row.file.replace("{layer}", str(layer))
-    split = "{rank}" in path
-    files = tuple(path.replace("{rank}", str(rank)) for rank in range(ranks)) if split else (path,)
-    kind = dtype if row.dtype is None else row.dtype
-    return Step(row, pieces, files, kind, dtype, _file_bytes(row, pieces, kind, ranks), ranks)
+    axis = next(axis for axis in tensor.out.split() if axis == "part" or "+" in axis)
+    addends = ["1"] * len(tensor.roles) if axis == "part" else axis.split("+")
+    ends = [0, *accumulate(tensor.size(addend, dims) for addend in addends)]
+    name = "" if addends[part] == "1" else addends[part]
+    return Chosen(axis, name, ends[part], ends[part + 1])
+
+
+class _Joiner:
+    """Makes the steps of each row from the pieces of a checkpoint."""
+
+    def __init__(self, pieces: Mapping[PieceKey, Piece], grid: Grid, dims: Dims, dtype: DType) -> None:
+        self.pieces = pieces
+        self.grid = grid
+        self.dims = dims
+        self.dtype = dtype
+        self.problems: list[_Finding] = []
+        self._layers: dict[str, set[int]] = {}
+        for role, layer, _ in pieces:
+            if layer is not None:
+                self._layers.setdefault(role, set()).add(layer)
+
+    def steps(self, row: Row) -> Iterator[Step]:
+        """Every step of a row whose sources are all there."""
+        for layer in self._layers_of(row):
+            for ep in range(self.grid.moe_ep if row.experts else 1):
+                pieces = self._pieces(row, row.roles, layer, ep)
+                asides = self._pieces(row, row.asides, layer, ep)
+                operands = () if row.combine is None else row.combine.operands
+                combined = [self._pieces(row, operand, layer, ep) for operand in operands]
+                if pieces is None or asides is None or None in combined:
+                    continue
+                step = self._step(row, layer, ep, pieces, asides, tuple(found for found in combined if found))
+                if step is not None:
+                    yield step
+
+    def _layers_of(self, row: Row) -> Sequence[int | None]:
+        if row.layer is not None:
+            return [row.layer]
+        if row.repeat != "":
+            return range(self.dims.sizes[row.repeat])
+        layers = sorted({layer for role in row.needed for layer in self._layers.get(role, ())})
+        return layers if len(layers) > 0 else [None]
+
+    def _pieces(self, row: Row, roles: Sequence[str], layer: int | None, ep: int) -> tuple[Piece, ...] | None:
+        """The pieces of `roles`, for every expert of the group `ep` where the row is about experts."""
+        experts: Sequence[int | None] = [None]
+        if row.experts:
+            size = self.dims.sizes["experts"] // self.grid.moe_ep
+            experts = range(ep * size, (ep + 1) * size)
+        at = None if row.repeat != "" else layer
+        found = [self.pieces.get((role, at, expert)) for expert in experts for role in roles]
+        whole = tuple(piece for piece in found if piece is not None)
+        return whole if len(whole) == len(found) else None
+
+    def _step(
+        self,
+        row: Row,
+        layer: int | None,
+        ep: int,
+        pieces: tuple[Piece, ...],
+        asides: tuple[Piece, ...],
+        operands: tuple[tuple[Piece, ...], ...],
+    ) -> Step | None:
+        ranks = self.grid.moe_tp if row.experts else self.grid.tp
+        sources = (*pieces, *(piece for operand in operands for piece in operand))
+        if any(spans(row, piece, ranks, 0) is None for piece in sources):
+            return None
+        dtype = self.dtype if row.dtype is None else row.dtype
+        stage, local = self._place(row, layer)
+        files = self._files(row, layer, stage, ep, ranks)
+        if row.tensor == "":
+            size = _file_bytes(row, pieces, dtype, ranks)
+            return Step(row, pieces, files, dtype, self.dtype, size, ranks)
+        name = row.tensor if local is None else row.tensor.replace("{layer}", str(local))
+        shape = _tensor_shape(row, pieces if row.combine is None else operands[0], ranks)
+        if row.combine is not None and row.combine.scalar:
+            shape = (1,)
+        tensors: tuple[TensorSpec, ...] = (TensorSpec(name, dtype, shape),)
+        if row.encoding is not None:
+            reason = row.encoding.check(shape)
+            if reason != "":
+                where = self.grid.tp, self.grid.pp
+                hint = f"choose another --tp (now {where[0]}), or another --quantization"
+                self.problems.append(_Finding(row.tensor, layer, f"shape {_text(shape)} on each rank", reason, hint))
+                return None
+            tensors = row.encoding.tensors(name, shape, dtype)
+        size = sum(tensor.size_bytes for tensor in tensors)
+        return Step(row, pieces, files, dtype, self.dtype, size, ranks, tensors, asides, operands)
+
+    def _place(self, row: Row, layer: int | None) -> tuple[int | None, int | None]:
+        """Pipeline stage and number of the layer there; no stage for what all stages have."""
+        if layer is not None and row.tensor != "" and self.grid.pp > 1:
+            return self.grid.stage(layer, self.dims.sizes["layers"])
+        last = self.grid.pp - 1
+        return {"first": 0, "last": last, "": None if self.grid.pp > 1 else 0}[row.stage], layer
+
+    def _files(self, row: Row, layer: int | None, stage: int | None, ep: int, ranks: int) -> tuple[str, ...]:
+        path = row.file if layer is None else row.file.replace("{layer}", str(layer))
+        if "{rank}" not in path:
+            return (path,)
+        if row.tensor == "":
+            return tuple(path.replace("{rank}", str(rank)) for rank in range(ranks))
+        tp = range(self.grid.tp)
+        # Ranks that share an expert are moe_ep apart. Source: NVIDIA/TensorRT-LLM@v1.0.0:tensorrt_llm/mapping.py.
+        members = [rank for rank in tp if rank % self.grid.moe_ep == ep] if row.experts else list(tp)
+        assert stage is not None, f"{row.tensor}: a tensor without layer needs a stage"
+        return tuple(path.replace("{rank}", str(stage * self.grid.tp + rank)) for rank in members)
+
+
+def _tensor_shape(row: Row, pieces: Sequence[Piece], ranks: int) -> Shape:
+    """Shape of one rank's tensor: pieces stacked along the output axis, those of each expert apart."""
+    shares = [share_shape(row, piece, ranks) for piece in pieces]
+    if len(pieces[0].inp) == 0:
+        return (sum(out for out, _ in shares),)
+    if row.experts:
+        each = len(row.roles)
+        return (len(pieces) // each, sum(out for out, _ in shares[:each]), shares[0][1])
+    rows, columns = sum(out for out, _ in shares), shares[0][1]
+    return (columns, rows) if row.in_first else (rows, columns)
 
 
 def _file_bytes(row: Row, pieces: tuple[Piece, ...], dtype: DType, ranks: int) -> int:
@@ -444,26 +821,48 @@ def _file_bytes(row: Row, pieces: tuple[Piece, ...], dtype: DType, ranks: int) -
     return elements * dtype.size_bytes // (ranks if row.split != "" else 1)
 
 
-def _indivisible(rows: Sequence[Row], pieces: Mapping[PieceKey, Piece], ranks: int) -> list[_Finding]:
+def _indivisible(rows: Sequence[Row], pieces: Mapping[PieceKey, Piece], grid: Grid) -> list[_Finding]:
     """One finding per axis that does not divide, with the degrees that suit all split axes of the model."""
-    sizes: dict[str, int] = {}
-    for row in rows:
-        for (role, _), piece in pieces.items():
-            if row.split != "" and role in row.roles:
-                sizes[_split_axis(row, piece)] = piece.size(_split_axis(row, piece))
-    shared = math.gcd(*sizes.values())
-    degrees = ", ".join(str(degree) for degree in range(1, shared + 1) if shared % degree == 0)
-    return [
-        _Finding(
-            f"--tp {ranks}",
-            None,
-            f"{size} {axis} / {ranks} ranks = {size / ranks:.2f}",
-            "a whole number on each rank",
-            f"degrees that divide this model: {degrees}",
-        )
-        for axis, size in sizes.items()
-        if size % ranks != 0
+    by_role: dict[str, Piece] = {}
+    for (role, _, _), piece in pieces.items():
+        by_role.setdefault(role, piece)
+    split = [
+        (row, by_role[role]) for row in rows if row.split in ("out", "in") for role in row.needed if role in by_role
     ]
+    findings: dict[str, _Finding] = {}
+    for row, piece in split:
+        ranks = grid.moe_tp if row.experts else grid.tp
+        if spans(row, piece, ranks, 0) is None:
+            axis = (piece.out if row.split == "out" else piece.inp)[0]
+            size = piece.size(axis)
+            flag = f"--moe-tp {ranks}" if row.experts and grid.moe_ep > 1 else f"--tp {grid.tp}"
+            findings[axis] = _Finding(
+                flag,
+                None,
+                f"{size} {axis} / {ranks} ranks = {size / ranks:.2f}",
+                "a whole number on each rank",
+                f"degrees that divide this model: {_degrees(split, grid)}",
+            )
+    return list(findings.values())
+
+
+def _degrees(split: Sequence[tuple[Row, Piece]], grid: Grid) -> str:
+    """Every tensor parallel degree that divides all split axes, experts being shared as they are now."""
+    unique = {
+        (row.split, row.uneven, row.experts, piece.out, piece.inp, piece.axes): (row, piece) for row, piece in split
+    }
+    most = max(piece.size(axis) for _, piece in split for axis in (*piece.out, *piece.inp))
+    return ", ".join(
+        str(tp)
+        for tp in range(1, min(most, _MOST_RANKS) + 1)
+        if tp % grid.moe_ep == 0
+        and all(
+            spans(row, piece, tp // grid.moe_ep if row.experts else tp, 0) is not None for row, piece in unique.values()
+        )
+    )
+
+
+_MOST_RANKS = 512
 
 
 @dataclass(frozen=True)

@@ -72,15 +72,18 @@ def stream(
     with Reader(files) as reader:
         run = _Run(plan, reader, work, prefix, _Budget(budget_bytes), _starts(files), advance)
         hasher = _SourceHasher(files, reader, run)
-        with ThreadPoolExecutor(workers + 1, thread_name_prefix="stream") as pool:
-            hashing = pool.submit(hasher.run)
-            jobs: list[Future[None]] = [pool.submit(run.work) for _ in range(workers)]
-            try:
-                done, _ = wait([hashing, *jobs], return_when=FIRST_EXCEPTION)
-                for job in done:
-                    job.result()
-            finally:
-                run.stop()
+        try:
+            with ThreadPoolExecutor(workers + 1, thread_name_prefix="stream") as pool:
+                hashing = pool.submit(hasher.run)
+                jobs: list[Future[None]] = [pool.submit(run.work) for _ in range(workers)]
+                try:
+                    done, _ = wait([hashing, *jobs], return_when=FIRST_EXCEPTION)
+                    for job in done:
+                        job.result()
+                finally:
+                    run.stop()
+        finally:
+            run.close()
         return Streamed(hasher.digests, _overflowed(work.finished.values()))
 
 
@@ -145,16 +148,28 @@ class _Run:
         self.advance = advance
         self.stopped = threading.Event()
         self._lock = threading.Lock()
+        self._picking = threading.Lock()
         self.starts = starts
+        self._shared = _shared_files(plan, work, prefix)
         self._todo = iter([step for step in plan.steps if not self._is_finished(step)])
         self._at: dict[int, int] = {}
 
     def _is_finished(self, step: Step) -> bool:
-        return all(self.prefix + file in self.directory.finished for file in step.files)
+        return all(
+            self._shared[file].has(step) if file in self._shared else self.prefix + file in self.directory.finished
+            for file in step.files
+        )
 
     def stop(self) -> None:
         self.stopped.set()
         self.budget.stop()
+        for shared in self._shared.values():
+            shared.stop()
+
+    def close(self) -> None:
+        """Let go of the files that hold several tensors, finished or not."""
+        for shared in self._shared.values():
+            shared.close()
 
     def position(self) -> int | None:
         """Where the hindmost worker reads, in bytes from the start of the first file; None when all are done."""
@@ -165,14 +180,12 @@ class _Run:
         """Take steps until there are none left."""
         try:
             while not self.stopped.is_set():
-                with self._lock:
-                    step = next(self._todo, None)
+                # Steps take their bytes in order: one that waits for its turn in a file waits for a step that has its.
+                with self._picking:
+                    step = self._next()
                     if step is None:
-                        self._at.pop(threading.get_ident(), None)
                         return
-                    file, offset = step.position
-                    self._at[threading.get_ident()] = self.starts[file] + offset
-                taken = self.budget.take(step.memory_bytes())
+                    taken = self.budget.take(step.memory_bytes())
                 try:
                     self._write(step)
                 finally:
@@ -180,8 +193,33 @@ class _Run:
         except _StoppedError:
             return
 
+    def _next(self) -> Step | None:
+        with self._lock:
+            step = next(self._todo, None)
+            if step is None:
+                self._at.pop(threading.get_ident(), None)
+            else:
+                file, offset = step.position
+                self._at[threading.get_ident()] = self.starts[file] + offset
+            return step
+
     def _write(self, step: Step) -> None:
-        staging = max(_LEAST_STAGING_BYTES, BLOCK_BYTES // len(step.files) // 4096 * 4096)
+        if len(step.tensors) == 0:
+            self._write_files(step)
+            return
+        overflowed: Counter[str] = Counter()
+        turns = [self._shared[file].turn(step) for file in step.files]
+        for rank, block in assemble(step, self.reader, overflowed):
+            # Counted over all ranks, and noted with the last, whose last block is the last of all.
+            turns[rank].write(block, overflowed if rank == len(turns) - 1 else {})
+            self.advance(len(block), step.sources[0].stored.name)
+            if self.stopped.is_set():
+                raise _StoppedError
+            del block  # before the next is made
+        assert all(turn.done for turn in turns), f"{step.tensors[0].name}: a share is incomplete"
+
+    def _write_files(self, step: Step) -> None:
+        staging = _staging_bytes(len(step.files))
         outputs: list[HashedFile] = []
         overflowed: Counter[str] = Counter()
         try:
@@ -202,6 +240,117 @@ class _Run:
         finally:
             for output in outputs:
                 output.close()
+
+
+def _staging_bytes(files: int) -> int:
+    """Bytes collected before each direct write, when so many files are written side by side."""
+    return max(_LEAST_STAGING_BYTES, BLOCK_BYTES // files // 4096 * 4096)
+
+
+class _Shared:
+    """A file that several steps add to, one after the other, whichever thread they run in."""
+
+    def __init__(self, work: WorkDirectory, file: str, header: bytes, steps: Sequence[Step], staging: int) -> None:
+        self._work = work
+        self._file = file
+        self._header = header
+        self._staging = staging
+        self._order = {id(step): index for index, step in enumerate(steps)}
+        self._ends = list(accumulate((step.file_bytes for step in steps), initial=len(header)))
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._output: HashedFile | None = None
+        self._overflowed: dict[str, int] = {}
+        self._pending: list[tuple[int, dict[str, int]]] = []
+        self._next = self._done_before()
+        if self._next == len(steps) and file not in work.finished:
+            # The earlier run wrote the last byte, and was stopped before it could rename the file.
+            written = work.create(file, self._ends[-1], staging_bytes=staging).finish()
+            work.record(file, replace(written, overflowed=dict(self._overflowed)))
+
+    def _done_before(self) -> int:
+        """How many steps an earlier run has finished."""
+        if self._file in self._work.finished:
+            return len(self._order)
+        kept = self._work.kept.get(self._file)
+        if kept is None or kept.size_bytes not in self._ends:
+            self._work.kept.pop(self._file, None)
+            return 0
+        self._overflowed = dict(kept.overflowed)
+        return self._ends.index(kept.size_bytes)
+
+    def has(self, step: Step) -> bool:
+        return self._order[id(step)] < self._next
+
+    def turn(self, step: Step) -> _Turn:
+        return _Turn(self, self._order[id(step)], step.file_bytes, done=self.has(step))
+
+    def append(self, index: int, block: memoryview) -> None:
+        """Write a block of the step number `index`, once all steps before it are done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next == index)
+            if self._stopped:
+                raise _StoppedError
+        # No other thread is past this point for this file: only the step whose turn it is.
+        if self._output is None:
+            self._output = self._work.create(self._file, self._ends[-1], staging_bytes=self._staging)
+            if self._file not in self._work.kept:
+                self._output.write(memoryview(self._header))
+        self._output.write(block)
+
+    def complete(self, overflowed: Mapping[str, int]) -> None:
+        """The step whose turn it is has written everything."""
+        assert self._output is not None
+        self._overflowed |= overflowed
+        self._output.mark()
+        self._pending.append((self._ends[self._next + 1], dict(self._overflowed)))
+        for size, digest in self._output.durable():
+            self._work.progress(self._file, size, digest, self._pending.pop(0)[1])
+        if self._next + 2 == len(self._ends):
+            self._work.record(self._file, replace(self._output.finish(), overflowed=dict(self._overflowed)))
+            self._output = None
+        with self._changed:
+            self._next += 1
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+
+class _Turn:
+    """One step's part of a shared file."""
+
+    def __init__(self, shared: _Shared, index: int, size_bytes: int, *, done: bool) -> None:
+        self._shared = shared
+        self._index = index
+        self._left = size_bytes
+        self._skip = self.done = done
+
+    def write(self, block: memoryview, overflowed: Mapping[str, int]) -> None:
+        """Append a block; nothing happens where an earlier run has written it."""
+        if self._skip or len(block) == 0:
+            return
+        self._shared.append(self._index, block)
+        self._left -= len(block)
+        if self._left == 0:
+            self.done = True
+            self._shared.complete(overflowed)
+
+
+def _shared_files(plan: Plan, work: WorkDirectory, prefix: str) -> dict[str, _Shared]:
+    steps: dict[str, list[Step]] = {file: [] for file in plan.headers}
+    for step in plan.steps:
+        for file in step.files if len(step.tensors) > 0 else ():
+            steps[file].append(step)
+    staging = _staging_bytes(max(1, len(steps)))
+    return {file: _Shared(work, prefix + file, plan.headers[file], steps[file], staging) for file in plan.headers}
 
 
 def _starts(files: Sequence[WeightFile]) -> dict[str, int]:

@@ -28,6 +28,7 @@ MANIFEST = "llmcompile.json"
 _JOURNAL = ".journal"
 _READ_BYTES = 1 << 20
 _STAGING_BYTES = 4 << 20
+_DISK_BLOCK = 4096
 _DIRECT_FROM_BYTES = 1 << 20
 """Size from which a file is written past the page cache."""
 
@@ -47,6 +48,21 @@ class Written:
     overflowed: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The verified beginning of a file that an interrupted run left.
+
+    Attributes:
+        size_bytes: Its bytes.
+        digest: sha256 of them, to be continued.
+        overflowed: As in `Written`, of what it holds.
+    """
+
+    size_bytes: int
+    digest: Any
+    overflowed: Mapping[str, int]
+
+
 class HashedFile:
     """A file written once, front to back, and hashed on the way; renamed into place when it is complete.
 
@@ -54,32 +70,39 @@ class HashedFile:
     needed again soon, and touching them costs more than the write itself.
     """
 
-    def __init__(self, path: Path, size_bytes: int, *, staging_bytes: int = _STAGING_BYTES) -> None:
-        """Create `path` with the ending `.part`.
+    def __init__(
+        self, path: Path, size_bytes: int, *, staging_bytes: int = _STAGING_BYTES, kept: Kept | None = None
+    ) -> None:
+        """Create `path` with the ending `.part`, or continue it.
 
         Args:
             path: Where the file will be.
             size_bytes: Bytes it will have; preallocated.
             staging_bytes: Bytes collected before each direct write, a multiple of 4096.
+            kept: The beginning that is there already; what follows it is overwritten.
 
         Raises:
             OutputError: The disk is full, or the place cannot be written to.
         """
         self._path = path
         self._expected = size_bytes
-        self._digest = hashlib.sha256()
-        self._size = 0
+        self._digest = hashlib.sha256() if kept is None else kept.digest.copy()
+        self._size = 0 if kept is None else kept.size_bytes
+        self._marks: list[tuple[int, str]] = []
         self._part = path.with_name(path.name + ".part")
         self._staging: mmap.mmap | None = None
         self._staged = 0
         with output_errors(self._part, size_bytes):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            emptied = os.O_TRUNC if kept is None else 0
+            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | emptied | os.O_CLOEXEC, 0o666)
             try:
                 if size_bytes >= _DIRECT_FROM_BYTES and self._go_direct():
                     self._staging = mmap.mmap(-1, staging_bytes)
                 if size_bytes > 0:
                     _preallocate(self._descriptor, size_bytes)
+                if self._size > 0:
+                    self._go_on()
             except BaseException:
                 self.close()
                 raise
@@ -91,6 +114,27 @@ class HashedFile:
         except OSError:
             return False
         return True
+
+    def _go_on(self) -> None:
+        """Place the descriptor behind what is kept; a direct write begins on a disk block, so part of one is staged."""
+        start = self._size if self._staging is None else self._size // _DISK_BLOCK * _DISK_BLOCK
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        if self._staging is not None and self._size > start:
+            with self._part.open("rb") as stream:
+                stream.seek(start)
+                self._staging[: self._size - start] = stream.read(self._size - start)
+            self._staged = self._size - start
+
+    def mark(self) -> None:
+        """Note that a unit of work ends here, for `durable` to report once it has left the staging buffer."""
+        self._marks.append((self._size, self._digest.hexdigest()))
+
+    def durable(self) -> list[tuple[int, str]]:
+        """Marks that are written by now and were not reported before: size of the file up to there, and its sha256."""
+        written = self._size - self._staged
+        reported = [mark for mark in self._marks if mark[0] <= written]
+        self._marks = self._marks[len(reported) :]
+        return reported
 
     def write(self, block: memoryview) -> None:
         """Append the bytes of `block`, one-dimensional and of single bytes.
@@ -221,6 +265,7 @@ class WorkDirectory:
         self._make_directory()
         self._journal = self._open_journal()
         try:
+            self.kept: dict[str, Kept] = {}
             self.finished: dict[str, Written] = self._verified() if existed else {}
             if os.fstat(self._journal).st_size == 0:
                 self._append({"job": self._job})
@@ -269,7 +314,11 @@ class WorkDirectory:
             return {}
         self._refuse_other_job(entries[0].get("job", {}))
         finished: dict[str, Written] = {}
+        marks: dict[str, list[Mapping[str, Any]]] = {}
         for entry in entries[1:]:
+            if "upto" in entry:
+                marks.setdefault(entry["file"], []).append(entry)
+                continue
             written = Written(entry["bytes"], entry["sha256"], entry.get("overflowed", {}))
             path = self.path / entry["file"]
             if (
@@ -278,7 +327,15 @@ class WorkDirectory:
                 and hash_file(path).sha256 == written.sha256
             ):
                 finished[entry["file"]] = written
+        for file in marks.keys() - finished.keys():
+            kept = _longest_kept(self._part(file), marks[file])
+            if kept is not None:
+                self.kept[file] = kept
         return finished
+
+    def _part(self, file: str) -> Path:
+        path = self.path / file
+        return path.with_name(path.name + ".part")
 
     def _refuse_strangers(self) -> None:
         strangers = sorted(path.name for path in self.path.iterdir() if path.name != _JOURNAL)
@@ -307,8 +364,15 @@ class WorkDirectory:
             os.write(self._journal, json.dumps(entry).encode() + b"\n")
 
     def create(self, file: str, size_bytes: int, *, staging_bytes: int = _STAGING_BYTES) -> HashedFile:
-        """Open `file` (a path inside the artifact) for writing."""
-        return HashedFile(self.path / file, size_bytes, staging_bytes=staging_bytes)
+        """Open `file` (a path inside the artifact) for writing, behind what is kept of it."""
+        return HashedFile(self.path / file, size_bytes, staging_bytes=staging_bytes, kept=self.kept.get(file))
+
+    def progress(self, file: str, size_bytes: int, sha256: str, overflowed: Mapping[str, int]) -> None:
+        """Note in the journal that the first `size_bytes` of `file` are written and have this hash."""
+        entry: dict[str, Any] = {"file": file, "upto": size_bytes, "sha256": sha256}
+        if len(overflowed) > 0:
+            entry["overflowed"] = dict(overflowed)
+        self._append(entry)
 
     def record(self, file: str, written: Written) -> None:
         """Note in the journal that `file` is finished."""
@@ -318,6 +382,11 @@ class WorkDirectory:
         self._append(entry)
         with self._lock:
             self.finished[file] = written
+
+    def forget(self, file: str) -> None:
+        """Take a file that was removed from the work directory off the list of those finished."""
+        with self._lock:
+            self.finished.pop(file, None)
 
     def write_bytes(self, file: str, content: bytes) -> Written:
         """Write a small file at once and record it."""
@@ -365,6 +434,26 @@ class WorkDirectory:
                 parent.rmdir()
             except OSError:
                 return
+
+
+def _longest_kept(part: Path, marks: list[Mapping[str, Any]]) -> Kept | None:
+    """The longest beginning of an unfinished file that is what one of its marks says."""
+    digest, at, kept = hashlib.sha256(), 0, None
+    try:
+        with part.open("rb", buffering=0) as stream:
+            for mark in sorted(marks, key=lambda mark: int(mark["upto"])):
+                while at < mark["upto"]:
+                    piece = stream.read(min(_READ_BYTES, mark["upto"] - at))
+                    if len(piece) == 0:
+                        return kept
+                    digest.update(piece)
+                    at += len(piece)
+                if digest.hexdigest() != mark["sha256"]:
+                    return kept
+                kept = Kept(at, digest.copy(), mark.get("overflowed", {}))
+    except OSError:
+        return None
+    return kept
 
 
 def _flat(job: Mapping[str, Any]) -> dict[str, Any]:

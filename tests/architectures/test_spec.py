@@ -86,7 +86,7 @@ def test_tensor_is_expected_in_every_layer() -> None:
     """A name with {layer} is expected once per layer, one without once."""
     tiny = family(Tensor(("a",), "h.{layer}.a", "hidden"), Tensor(("b",), "b", "hidden"))
 
-    found = [(tensor.name, layer) for tensor, layer in tiny.expected(DIMS)]
+    found = [(tensor.name, layer) for tensor, layer, _ in tiny.expected(DIMS)]
 
     assert found == [("h.{layer}.a", 0), ("h.{layer}.a", 1), ("b", None)]
 
@@ -95,7 +95,7 @@ def test_layers_are_counted_by_the_repeat() -> None:
     """A stack with a layer count of its own is expected that often."""
     tiny = family(Tensor(("a",), "h.{layer}.a", "hidden", repeat="deep"))
 
-    found = [layer for _, layer in tiny.expected(DIMS)]
+    found = [layer for _, layer, _ in tiny.expected(DIMS)]
 
     assert found == [0, 1, 2]
 
@@ -302,7 +302,9 @@ def test_heads_that_do_not_divide_are_refused(heads: int) -> None:
 )
 def test_rotary_facts_are_read_in_every_spelling(config: dict[str, Any], base: float, scaling: str | None) -> None:
     """Base and scaling of the rotary embedding are found where transformers 4 and 5 keep them."""
-    assert rope(config, base=10000.0) == {"rotary_base": base, "rope_scaling": scaling}
+    facts = rope(config, base=10000.0)
+
+    assert (facts["rotary_base"], facts["rope_scaling"]) == (base, scaling)
 
 
 @pytest.mark.parametrize("value", ["10000", None, True, [], float("inf"), float("nan")])

@@ -15,7 +15,7 @@ from safetensors import safe_open
 import models
 from llmcompile.architectures import ARCHITECTURES, lookup
 from llmcompile.architectures.spec import Architecture, Dims
-from llmcompile.errors import CheckpointError
+from llmcompile.errors import CheckpointError, UnsupportedError
 
 VARIANTS = [(family, base) for family in models.FAMILIES for base in (False, True)]
 NAMES = [f"{family}-{'base' if base else 'head'}" for family, base in VARIANTS]
@@ -30,6 +30,20 @@ MORE = {
     "llama-head_dim": ("llama_gqa", {"head_dim": 10}),
     "gptj-default-ffn": ("gptj", {"n_inner": None}),
     "gpt2-default-ffn": ("gpt2", {"n_inner": None}),
+    "qwen3-biases": ("qwen3", {"attention_bias": True}),
+    "qwen3_moe-biases": ("qwen3_moe", {"attention_bias": True}),
+    "qwen2_moe-no-biases": ("qwen2_moe", {"qkv_bias": False}),
+    "gemma-biases": ("gemma", {"attention_bias": True}),
+    "gemma2-biases": ("gemma2", {"attention_bias": True}),
+    "gemma-untied": ("gemma", {"tie_word_embeddings": False}),
+    "mixtral-head_dim": ("mixtral", {"head_dim": 10}),
+    "phi3-all-kv_heads": ("phi3", {"num_key_value_heads": None}),
+    "falcon-one-norm": ("falcon_40b", {"num_ln_in_parallel_attn": 1}),
+    "falcon-biases": ("falcon_40b", {"bias": True}),
+    "falcon-default-ffn": ("falcon_7b", {"ffn_hidden_size": None}),
+    "starcoder2-no-biases": ("starcoder2", {"use_bias": False}),
+    "mpt-ignored-keys": ("mpt", {"expansion_ratio": 2, "no_bias": False}),
+    "bart-untied": ("bart", {"tie_word_embeddings": False}),
     "t5-even-stacks": ("t5", {"num_decoder_layers": None}),
 }
 
@@ -51,8 +65,8 @@ def saved(family: str, folder: Path, *, base: bool = False, **config: Any) -> tu
 def expected_names(architecture: Architecture, dims: Dims) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor the table expects."""
     return {
-        tensor.name.replace("{layer}", str(layer)): tensor.stored_shape(dims)
-        for tensor, layer in architecture.expected(dims)
+        tensor.name_at(layer, expert): tensor.stored_shape(dims)
+        for tensor, layer, expert in architecture.expected(dims)
     }
 
 
@@ -232,6 +246,7 @@ def test_sizes_are_those_that_were_asked_for(family: str) -> None:
     assert found == (44, 4, 2, config.hidden_size)
 
 
+_USUAL = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 REQUIRED = {
     "gpt2": ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"),
     "opt": (
@@ -262,6 +277,16 @@ REQUIRED = {
         "intermediate_size",
     ),
     "t5": ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads"),
+    **dict.fromkeys(("mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3"), _USUAL),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe"), _USUAL[:-1]),
+    "gpt_bigcode": ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"),
+    "starcoder2": _USUAL,
+    "falcon_7b": _USUAL[:-1],
+    "mpt": ("vocab_size", "d_model", "n_layers", "n_heads"),
+    "bart": (
+        *("vocab_size", "d_model", "encoder_layers", "encoder_ffn_dim", "encoder_attention_heads"),
+        *("decoder_layers", "decoder_ffn_dim", "decoder_attention_heads"),
+    ),
 }
 KEYS = [(family, key) for family, keys in REQUIRED.items() for key in keys]
 
@@ -316,6 +341,31 @@ def test_every_default_is_that_of_transformers(family: str) -> None:
         ("llama", "attention_bias", True, "attention_bias"),
         ("llama", "mlp_bias", True, "mlp_bias"),
         ("llama", "rope_theta", 5e5, "rotary_base"),
+        ("gpt_bigcode", "scale_attn_weights", False, "scale_attn_weights"),
+        ("gpt_bigcode", "multi_query", False, "multi_query"),
+        ("starcoder2", "use_bias", False, "bias"),
+        ("starcoder2", "sliding_window", 9, "sliding_window"),
+        ("falcon_7b", "alibi", True, "alibi"),
+        ("falcon_7b", "parallel_attn", False, "parallel_attention"),
+        ("falcon_40b", "rope_theta", 5e5, "rotary_base"),
+        ("mpt", "logit_scale", 0.5, "logit_scale"),
+        ("bart", "scale_embedding", True, "scale_embedding"),
+        ("bart", "decoder_start_token_id", 9, "decoder_start_id"),
+        ("mistral", "sliding_window", None, "sliding_window"),
+        ("mistral", "rope_theta", 5e5, "rotary_base"),
+        ("mixtral", "num_experts_per_tok", 3, "experts_per_token"),
+        ("qwen2_moe", "norm_topk_prob", True, "normalized_experts"),
+        ("qwen2_moe", "qkv_bias", False, "attention_bias"),
+        ("qwen3_moe", "num_experts_per_tok", 3, "experts_per_token"),
+        ("gemma", "hidden_activation", "relu", "activation"),
+        ("gemma", "hidden_act", "relu", "activation"),
+        ("gemma2", "query_pre_attn_scalar", 9, "query_pre_attn_scalar"),
+        ("gemma2", "final_logit_softcapping", None, "final_logit_softcapping"),
+        ("gemma2", "attn_logit_softcapping", 7.0, "attn_logit_softcapping"),
+        ("phi", "partial_rotary_factor", 0.25, "rotary_pct"),
+        ("phi", "qk_layernorm", True, "qk_norm"),
+        ("phi3", "original_max_position_embeddings", 10, "original_positions"),
+        ("phi3", "partial_rotary_factor", 0.75, "rotary_pct"),
         ("bert", "hidden_act", "relu", "activation"),
         ("bert", "layer_norm_eps", 1e-3, "norm_eps"),
         ("bert", "position_embedding_type", "relative_key", "position_embedding_type"),
@@ -351,6 +401,141 @@ def test_rotated_elements_of_a_head(family: str, settings: dict[str, Any], eleme
     _, dims = described({**raw(family), **settings})
 
     assert dims.facts["rotary_dim"] == elements
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [({}, 0), ({"decoder_sparse_step": 2}, 1), ({"mlp_only_layers": [1]}, 1), ({"decoder_sparse_step": 3}, 2)],
+)
+def test_layers_without_experts_are_counted(family: str, settings: dict[str, Any], layers: int) -> None:
+    """Of two layers, those that config.json makes plain are those transformers gives no router."""
+    config = {**raw(family), **settings}
+    names = models.build(family, config=settings).state_dict()
+
+    _, dims = described(config)
+
+    assert dims.facts["dense_layers"] == layers
+    assert len([name for name in names if name.endswith(".mlp.gate.weight")]) == 2 - layers
+
+
+def test_window_counts_only_where_it_is_used() -> None:
+    """Qwen states a window that it does not use unless told so."""
+    windows = [
+        described({**raw("qwen2"), "use_sliding_window": used, "sliding_window": 8})[1].facts["sliding_window"]
+        for used in (False, True)
+    ]
+
+    assert windows == [None, 8]
+
+
+def test_gelu_of_gemma_is_its_approximation() -> None:
+    """Gemma's first config files say "gelu" and mean the tanh approximation the weights were trained with."""
+    _, dims = described({**raw("gemma"), "hidden_act": "gelu"})
+
+    assert dims.facts["activation"] == "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize("family", ["phi", "phi3"])
+def test_rotary_share_where_transformers_5_keeps_it(family: str) -> None:
+    """The share of rotated elements is read from rope_parameters too."""
+    _, dims = described({**raw(family), "rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 0.75}})
+
+    assert (dims.facts["rotary_pct"], dims.facts["rotary_base"]) == (0.75, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "kv_heads", "facts"),
+    [
+        ({"model_type": "RefinedWeb", "n_head_kv": 2, "parallel_attn": True}, 2, ["grouped", "two_norms"]),
+        ({"model_type": "RefinedWebModel", "multi_query": True, "parallel_attn": True}, 1, ["multi_query"]),
+        ({"model_type": "RefinedWebModel", "alibi": True}, 4, ["alibi"]),
+    ],
+)
+def test_falcon_before_transformers_had_it(config: dict[str, Any], kv_heads: int, facts: list[str]) -> None:
+    """Keys and values of `model_type` of the first Falcons are understood; what they leave out is false."""
+    old = {"architectures": ["RWForCausalLM"], "vocab_size": 44, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    architecture = lookup({**old, **config})
+    dims = architecture.dims({**old, **config})
+
+    assert architecture.name == "falcon"
+    assert dims.sizes["kv_heads"] == kv_heads
+    assert [fact for fact in ("grouped", "multi_query", "two_norms", "alibi") if dims.facts[fact] is True] == facts
+
+
+def test_mosaics_mpt_follows_its_config() -> None:
+    """MosaicML's own class has the width, the heads and the biases that its config says."""
+    config = {**raw("mpt"), "architectures": ["MPTForCausalLM"], "expansion_ratio": 2, "no_bias": False}
+    config["attn_config"] = {"attn_type": "grouped_query_attention", "kv_n_heads": 2, "alibi": True}
+    dims = lookup(config).dims(config)
+
+    assert (dims.sizes["ffn"], dims.sizes["kv_heads"], dims.facts["bias"]) == (64, 2, True)
+
+
+def test_mbart_has_a_last_norm() -> None:
+    """MBART is BART with a norm at the end of each stack."""
+    config = transformers.MBartConfig(**models.FAMILIES["bart"].config)
+    names = transformers.MBartForConditionalGeneration(config).state_dict()
+    architecture, dims = described(config.to_dict())
+
+    assert unclaimed(architecture, dims, names) == []
+    assert expected_names(architecture, dims).keys() <= architecture.locate(names).keys()
+
+
+def test_bart_of_unequal_stacks_is_refused() -> None:
+    """One size serves both stacks, so two are refused."""
+    with pytest.raises(UnsupportedError, match="decoder_ffn_dim: 40, with encoder_ffn_dim 36"):
+        described({**raw("bart"), "decoder_ffn_dim": 40})
+
+
+QWEN1 = {
+    "architectures": ["QWenLMHeadModel"],
+    "model_type": "qwen",
+    "vocab_size": 44,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "kv_channels": 8,
+    "intermediate_size": 72,
+}
+"""Qwen 1 runs the checkpoint's own code, so there is no class to build it from."""
+QWEN1_SHAPES = {
+    "transformer.wte.weight": (44, 32),
+    "transformer.ln_f.weight": (32,),
+    "lm_head.weight": (44, 32),
+} | {
+    f"transformer.h.{layer}.{name}": shape
+    for layer in range(2)
+    for name, shape in {
+        "ln_1.weight": (32,),
+        "ln_2.weight": (32,),
+        "attn.c_attn.weight": (96, 32),
+        "attn.c_attn.bias": (96,),
+        "attn.c_proj.weight": (32, 32),
+        "mlp.w1.weight": (36, 32),
+        "mlp.w2.weight": (36, 32),
+        "mlp.c_proj.weight": (32, 36),
+    }.items()
+}
+
+
+def test_qwen_1_holds_what_its_published_code_makes() -> None:
+    """Names and shapes are those of modeling_qwen.py, whose feed-forward halves are half of intermediate_size wide."""
+    architecture = lookup(QWEN1)
+    dims = architecture.dims(QWEN1)
+
+    located = architecture.locate(QWEN1_SHAPES)
+
+    expected = expected_names(architecture, dims)
+    assert {located[name]: shape for name, shape in expected.items()} == QWEN1_SHAPES
+
+
+def test_qwen_1_activates_its_second_matrix() -> None:
+    """modeling_qwen.py computes w1(x) * silu(w2(x)), so w2 is the gate."""
+    roles = {tensor.name: tensor.roles for tensor in lookup(QWEN1).tensors}
+
+    assert roles["h.{layer}.mlp.w2.weight"] == ("mlp.gate.weight",)
+    assert roles["h.{layer}.mlp.w1.weight"] == ("mlp.up.weight",)
 
 
 @pytest.mark.parametrize(("family", "key"), KEYS)
@@ -403,6 +588,8 @@ VOCABULARY = {
     *("embed.tokens", "embed.positions", "embed.types", "embed.norm", "embed.project_in", "embed.project_out"),
     *("norm", "head", "pooler", "attn.norm", "attn.q", "attn.k", "attn.v", "attn.o", "attn.relative"),
     *("cross.norm", "cross.q", "cross.k", "cross.v", "cross.o", "mlp.norm", "mlp.up", "mlp.gate", "mlp.down"),
+    *("attn.q_norm", "attn.k_norm", "attn.post_norm", "mlp.post_norm", "router"),
+    *("experts.up", "experts.gate", "experts.down", "shared.up", "shared.gate", "shared.down", "shared.switch"),
 }
 
 
@@ -422,7 +609,7 @@ def test_role_is_held_once_per_layer(family: str) -> None:
     """No two tensors of one model hold the same role of the same layer."""
     architecture, dims = described(raw(family))
 
-    held = [(role, layer) for tensor, layer in architecture.expected(dims) for role in tensor.roles]
+    held = [(role, *place) for tensor, *place in architecture.expected(dims) for role in tensor.roles]
 
     assert len(set(held)) == len(held)
 

@@ -59,6 +59,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
             "activation": c.hidden_act,
             "norm_eps": c.layer_norm_eps,
             "rotary_dim": int(head_dim * _rotary_fraction(c, config)),
+            "rotary_pct": _rotary_fraction(c, config),
             "parallel_residual": c.use_parallel_residual,
             "bias": c.attention_bias,
             "tied": c.tie_word_embeddings,

@@ -8,12 +8,20 @@ Roles shared by all families (a prefix `encoder.` or `decoder.` where a model ha
     embed.tokens  embed.positions  embed.types  embed.norm  embed.project_in  embed.project_out  norm  head  pooler
     attn.norm  attn.q  attn.k  attn.v  attn.o  attn.relative  cross.norm  cross.q  cross.k  cross.v  cross.o
     mlp.norm  mlp.up  mlp.gate  mlp.down
-each followed by `.weight` or `.bias`. `attn.norm` and `mlp.norm` belong to the block of that name, before it or after.
+    attn.q_norm  attn.k_norm  attn.post_norm  mlp.post_norm  router
+    experts.up  experts.gate  experts.down  shared.up  shared.gate  shared.down  shared.switch
+each followed by `.weight` or `.bias`. `attn.norm` and `mlp.norm` belong to the block of that name, before it or after;
+`attn.post_norm` and `mlp.post_norm` follow the block in models that have both. A quantized checkpoint has, beside or
+instead of `.weight`: `.qweight`, `.qzeros` and `.scales` (GPTQ, AWQ), `.weight_scale` and `.input_scale` (FP8).
+
+Axes are names of sizes. Besides: `part` counts the roles of a fused tensor; `heads+kv_heads+kv_heads` holds one role
+after the other on one axis; `ffn/8` is an eighth of a size, for packed integers; a number is itself.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,16 +55,18 @@ class Tensor:
     """One tensor of a checkpoint and the roles it holds.
 
     Attributes:
-        roles: One role, or several for a fused tensor, in the order of its axis `part`.
-        name: Name in the checkpoint without the family's prefix; `{layer}` stands for the layer's number.
-        out: Output axes, slowest first, by name; one of them is `part` in a fused tensor.
+        roles: One role, or several for a fused tensor, in the order of its axis `part` or of a sum's addends.
+        name: Name in the checkpoint without the family's prefix; `{layer}` and `{expert}` stand for numbers.
+        out: Output axes, slowest first, by name; one of them is `part` or a sum in a fused tensor.
         inp: Input axes; "" for a vector.
         in_first: Whether the checkpoint stores (in, out), as GPT-2's Conv1D does, instead of torch's (out, in).
         repeat: The size that counts the layers, for names with `{layer}`.
-        when: A fact that must be true for the tensor to exist; "!fact" for false; "" for always.
+        when: Facts that must be true for the tensor to exist, separated by spaces; "!fact" for false; "" for always.
         tied_to: Role read instead when the fact `tied` is true; a stored tensor is then ignored, as transformers does.
         skip_rows: Leading rows that hold no data (OPT's two padding positions).
         legacy: Older names of the same tensor.
+        order: Output axes as every backend knows them, where the checkpoint stores them in another order.
+        kind: Element type of a tensor that is not float, by name ("int32"); "" for any float type.
     """
 
     roles: tuple[str, ...]
@@ -69,6 +79,8 @@ class Tensor:
     tied_to: str = ""
     skip_rows: int = 0
     legacy: tuple[str, ...] = ()
+    order: str = ""
+    kind: str = ""
 
     def stored_axes(self) -> tuple[tuple[str, ...], ...]:
         """Axes of each stored dimension, in stored order."""
@@ -84,7 +96,7 @@ class Tensor:
 
     def size(self, axis: str, dims: Dims) -> int:
         """Elements of `axis`; of `part`, the roles held."""
-        return len(self.roles) if axis == "part" else dims.sizes[axis]
+        return len(self.roles) if axis == "part" else axis_size(axis, dims)
 
     def arithmetic(self, dims: Dims) -> str:
         """`stored_shape` spelt out: "heads 4 x head_dim 8, hidden 32"."""
@@ -95,10 +107,33 @@ class Tensor:
 
     def exists(self, dims: Dims) -> bool:
         """Whether this model has the tensor at all."""
-        if self.when == "":
-            return True
-        wanted = not self.when.startswith("!")
-        return bool(dims.facts[self.when.removeprefix("!")]) is wanted
+        return holds(self.when, dims)
+
+    def places(self, dims: Dims) -> Iterator[tuple[int | None, int | None]]:
+        """Layer and expert of each tensor the entry stands for; None where its name has no such number."""
+        for layer in range(dims.sizes[self.repeat]) if "{layer}" in self.name else [None]:
+            for expert in range(dims.sizes["experts"]) if "{expert}" in self.name else [None]:
+                yield layer, expert
+
+    def name_at(self, layer: int | None, expert: int | None) -> str:
+        """The name of the tensor at a place."""
+        name = self.name if layer is None else self.name.replace("{layer}", str(layer))
+        return name if expert is None else name.replace("{expert}", str(expert))
+
+
+def holds(when: str, dims: Dims) -> bool:
+    """Whether all facts of a condition are as it says, as in `Tensor.when`."""
+    return all(bool(dims.facts[fact.removeprefix("!")]) is not fact.startswith("!") for fact in when.split())
+
+
+def axis_size(axis: str, dims: Dims) -> int:
+    """Elements of an axis by its name: a size, a number, a sum such as `heads+kv_heads`, or a fraction, `ffn/8`."""
+    if "+" in axis:
+        return sum(axis_size(addend, dims) for addend in axis.split("+"))
+    if "/" in axis:
+        name, divisor = axis.split("/")
+        return dims.sizes[name] // axis_size(divisor, dims)
+    return int(axis) if axis.isdigit() else dims.sizes[axis]
 
 
 @dataclass(frozen=True)
@@ -123,16 +158,12 @@ class Architecture:
     dims: Callable[[Mapping[str, Any]], Dims]
     ignored: Mapping[str, str]
 
-    def expected(self, dims: Dims) -> Iterator[tuple[Tensor, int | None]]:
-        """Every tensor of a model of these dims, with its layer number."""
+    def expected(self, dims: Dims) -> Iterator[tuple[Tensor, int | None, int | None]]:
+        """Every tensor of a model of these dims, with the numbers of its layer and its expert."""
         for tensor in self.tensors:
-            if not tensor.exists(dims):
-                continue
-            if "{layer}" not in tensor.name:
-                yield tensor, None
-                continue
-            for layer in range(dims.sizes[tensor.repeat]):
-                yield tensor, layer
+            if tensor.exists(dims):
+                for layer, expert in tensor.places(dims):
+                    yield tensor, layer, expert
 
     def locate(self, names: Iterable[str]) -> Mapping[str, str]:
         """Canonical name (without prefix, with today's spelling) -> name in the file, for the `names` of a checkpoint.
@@ -162,7 +193,9 @@ class Architecture:
             for pattern, current in patterns:
                 match = pattern.fullmatch(short)
                 if match is not None:
-                    return current.replace("{layer}", match.groupdict().get("layer", ""))
+                    for place, number in match.groupdict().items():
+                        current = current.replace(f"{{{place}}}", number)
+                    return current
         return None
 
     def why_ignored(self, name: str) -> str | None:
@@ -177,7 +210,8 @@ class Architecture:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\{layer\}", r"(?P<layer>0|[1-9][0-9]*)"))
+    number = r"(?P<\1>0|[1-9][0-9]*)"
+    return re.compile(re.sub(r"\\\{(layer|expert)\\\}", number, re.escape(name)))
 
 
 def linear(
@@ -190,18 +224,42 @@ def linear(
     in_first: bool = False,
     repeat: str = "layers",
     when: str = "",
+    bias_when: str = "",
 ) -> tuple[Tensor, ...]:
-    """The weight of a linear layer and, unless told not to, its bias."""
+    """The weight of a linear layer and, unless told not to, its bias; `bias_when` is one more condition of the bias."""
     weight = Tensor((f"{role}.weight",), f"{name}.weight", out, inp, in_first=in_first, repeat=repeat, when=when)
-    return (weight, Tensor((f"{role}.bias",), f"{name}.bias", out, repeat=repeat, when=when)) if bias else (weight,)
-
-
-def fused(roles: tuple[str, ...], name: str, out: str, inp: str, *, in_first: bool = False) -> tuple[Tensor, ...]:
-    """The weight and the bias of a linear layer that holds several `roles` along its axis `part`."""
+    condition = f"{when} {bias_when}".strip()
     return (
-        Tensor(tuple(f"{role}.weight" for role in roles), f"{name}.weight", out, inp, in_first=in_first),
-        Tensor(tuple(f"{role}.bias" for role in roles), f"{name}.bias", out),
+        (weight, Tensor((f"{role}.bias",), f"{name}.bias", out, repeat=repeat, when=condition)) if bias else (weight,)
     )
+
+
+def fused(
+    roles: tuple[str, ...],
+    name: str,
+    out: str,
+    inp: str,
+    *,
+    bias: bool = True,
+    in_first: bool = False,
+    when: str = "",
+    bias_when: str = "",
+) -> tuple[Tensor, ...]:
+    """The weight of a linear layer that holds several `roles`, and its bias unless told not to.
+
+    Args:
+        roles: In the order of the axis `part`, or of the addends of a sum, in `out`.
+        name: Without `.weight`.
+        out: Output axes.
+        inp: Input axes.
+        bias: Whether there is one at all.
+        in_first: As in `Tensor`.
+        when: Condition of both.
+        bias_when: One more condition of the bias.
+    """
+    weights, biases = (tuple(f"{role}.{kind}" for role in roles) for kind in ("weight", "bias"))
+    weight = Tensor(weights, f"{name}.weight", out, inp, in_first=in_first, when=when)
+    return (weight, Tensor(biases, f"{name}.bias", out, when=f"{when} {bias_when}".strip())) if bias else (weight,)
 
 
 def norm(
@@ -286,7 +344,10 @@ def per_head(hidden: int, heads: int) -> int:
 
 
 def rope(config: Mapping[str, Any], *, base: float) -> dict[str, Fact]:
-    """Facts rotary_base and rope_scaling, from today's `rope_parameters` or yesterday's separate keys.
+    """Facts rotary_base, rope_scaling (its kind) and rope_config, from today's or yesterday's spelling of the config.
+
+    `rope_config` is the scaling as the checkpoint gives it, as JSON text; None without scaling. Today's spelling is
+    `rope_parameters`, which holds the base as well; yesterday's, separate keys.
 
     Args:
         config: config.json.
@@ -303,7 +364,15 @@ def rope(config: Mapping[str, Any], *, base: float) -> dict[str, Fact]:
     kind = parameters.get("rope_type", "default")
     if isinstance(scaling, Mapping):
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return {"rotary_base": number("rope_theta", theta), "rope_scaling": None if kind == "default" else str(kind)}
+    given = scaling if isinstance(scaling, Mapping) else {k: v for k, v in parameters.items() if k not in _NOT_SCALING}
+    return {
+        "rotary_base": number("rope_theta", theta),
+        "rope_scaling": None if kind == "default" else str(kind),
+        "rope_config": None if kind == "default" else json.dumps(given),
+    }
+
+
+_NOT_SCALING = ("rope_theta", "partial_rotary_factor")
 
 
 def number(key: str, value: Any) -> float:

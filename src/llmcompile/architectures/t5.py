@@ -14,6 +14,7 @@ class T5Config(HFConfig):
 
     model_type: str = "t5"
     vocab_size: int
+    n_positions: int = 512
     d_model: int
     d_kv: int = 64
     d_ff: int
@@ -41,6 +42,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
     return Dims(
         sizes={
             "vocab": c.vocab_size,
+            "positions": c.n_positions,
             "hidden": c.d_model,
             "layers": c.num_layers,
             "decoder_layers": c.num_layers if c.num_decoder_layers is None else c.num_decoder_layers,
@@ -57,7 +59,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
             "tied": (not is_mt5) if c.tie_word_embeddings is None else c.tie_word_embeddings,
             "has_decoder": not encoder_class,
             "pad_id": c.pad_token_id,
-            "end_id": c.start_and_end()["end_id"],
+            **c.start_and_end(),
             "decoder_start_id": c.pad_token_id if start is None else start,
             "name_or_path": c.name_or_path,
         },

@@ -44,7 +44,7 @@ class Checkpoint:
 
     Attributes:
         root: The folder.
-        config: config.json.
+        config: config.json, or what `meta.open_meta` makes of params.json.
         format: "safetensors" or "pickle".
         files: The files that hold weights, in name order.
         tensors: What is in them, by name.
@@ -63,13 +63,17 @@ def open_checkpoint(root: Path) -> Checkpoint:
     """Read config.json, the index if there is one, and every header; no tensor data.
 
     Args:
-        root: A local folder as `save_pretrained` writes it.
+        root: A local folder as `save_pretrained` writes it, or as Meta publishes LLaMA (params.json).
 
     Raises:
         CheckpointError: Files are absent, truncated, damaged, lie about each other, or lead out of the folder.
     """
     if not root.is_dir():
         raise CheckpointError(str(root), "no such folder", hint="pass a local folder or a hub id like org/name")
+    if (root / "params.json").exists() and not (root / "config.json").exists():
+        from llmcompile.checkpoint.meta import open_meta
+
+        return open_meta(root)
     config = read_object(root, "config.json")
     first = next((name for name in WEIGHT_FILES if (root / name).exists()), None)
     if first is None:
@@ -79,14 +83,15 @@ def open_checkpoint(root: Path) -> Checkpoint:
         )
     index = _read_index(root, first) if first.endswith(".index.json") else None
     names = [first] if index is None else sorted(set(index.values()))
-    files, tensors = _read_headers(root, names)
+    found = read_headers(root, names)
+    tensors = _by_name(found)
     if index is not None:
         _check_index(first, index, tensors)
     return Checkpoint(
         root=root,
         config=MappingProxyType(config),
         format="safetensors" if ".safetensors" in first else "pickle",
-        files=tuple(files),
+        files=tuple(file for file, _ in found),
         tensors=MappingProxyType(tensors),
         auxiliary=auxiliary_files(sorted(path.name for path in root.iterdir() if path.is_file())),
     )
@@ -168,30 +173,41 @@ def _read_index(root: Path, name: str) -> dict[str, str]:
     return weight_map
 
 
-def _read_headers(root: Path, names: list[str]) -> tuple[list[WeightFile], dict[str, Stored]]:
-    files: list[WeightFile] = []
-    tensors: dict[str, Stored] = {}
+def read_headers(root: Path, names: list[str]) -> list[tuple[WeightFile, tuple[Stored, ...]]]:
+    """Read the headers of the weight files `names`, in their order.
+
+    Raises:
+        CheckpointError: Every file that is absent, damaged or out of the folder.
+    """
+    found: list[tuple[WeightFile, tuple[Stored, ...]]] = []
     problems: list[Problem] = []
     for name in names:
         try:
             path = contained(root, name)
             _require_regular(path, name)
             status = path.stat()
-            found = _header(path, name)
+            found.append((WeightFile(name, path, status.st_size, status.st_mtime_ns), _header(path, name)))
         except OSError as error:
             problems.append(Problem(name, _why(error), "a readable file", "download or copy the missing shard"))
-            continue
         except LlmCompileError as error:
             problems.extend(error.problems)
-            continue
-        files.append(WeightFile(name, path, status.st_size, status.st_mtime_ns))
-        for tensor in found:
+    if len(problems) > 0:
+        raise collected(CheckpointError, problems)
+    return found
+
+
+def _by_name(found: list[tuple[WeightFile, tuple[Stored, ...]]]) -> dict[str, Stored]:
+    tensors: dict[str, Stored] = {}
+    problems: list[Problem] = []
+    for file, held in found:
+        for tensor in held:
             if tensor.name in tensors:
-                problems.append(Problem(tensor.name, f"in both {tensors[tensor.name].file} and {name}", "one of them"))
+                first = tensors[tensor.name].file
+                problems.append(Problem(tensor.name, f"in both {first} and {file.name}", "one of them"))
             tensors[tensor.name] = tensor
     if len(problems) > 0:
         raise collected(CheckpointError, problems)
-    return files, tensors
+    return tensors
 
 
 def _header(path: Path, name: str) -> tuple[Stored, ...]:

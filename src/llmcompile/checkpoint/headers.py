@@ -33,6 +33,8 @@ class Stored:
         shape: As stored.
         offset: Bytes from the start of the file to the first element.
         strides: Elements between neighbours of each axis; None for C order, which all but odd pickles have.
+        shards: Where the tensor is divided among files, its parts in order; `file` and `offset` are the first one's.
+        axis: The axis they are joined along, 0 or 1.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Stored:
     shape: Shape
     offset: int
     strides: tuple[int, ...] | None = None
+    shards: tuple[Stored, ...] = ()
+    axis: int = 0
 
     @property
     def size_bytes(self) -> int:

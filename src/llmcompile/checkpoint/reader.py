@@ -43,7 +43,7 @@ class Reader:
         """Read rows `first` to `last` (exclusive) of a tensor's first axis.
 
         Args:
-            stored: Shape (rows, ...), C order; a scalar counts as one row.
+            stored: Shape (rows, ...); a scalar counts as one row.
             first: First row.
             last: One past the last row.
 
@@ -55,6 +55,8 @@ class Reader:
         """
         shape = stored.shape if len(stored.shape) > 0 else (1,)
         row_elements = count(shape[1:])
+        if len(stored.shards) > 0:
+            return self._read_shards(stored, first, last)
         if stored.strides is not None:
             return self._read_strided(stored)[first:last]
         row_bytes = row_elements * stored.dtype.size_bytes
@@ -94,6 +96,21 @@ class Reader:
                 f"at least {offset + len(buffer)} bytes, as when it was opened",
                 "the file changed during the run: restore it, then --resume",
             )
+
+    def _read_shards(self, stored: Stored, first: int, last: int) -> NDArray[Any]:
+        if stored.axis > 0:
+            return np.concatenate([self.read_rows(shard, first, last) for shard in stored.shards], axis=stored.axis)
+        parts: list[NDArray[Any]] = []
+        start = 0
+        for shard in stored.shards:
+            rows = shard.shape[0]
+            begin, end = max(first - start, 0), min(last - start, rows)
+            if begin < end:
+                parts.append(self.read_rows(shard, begin, end))
+            start += rows
+        if len(parts) == 0:
+            return np.empty((0, *stored.shape[1:]), stored.dtype.bits)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _read_strided(self, stored: Stored) -> NDArray[Any]:
         assert stored.strides is not None

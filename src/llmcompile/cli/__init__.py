@@ -7,7 +7,7 @@ import sys
 import typer
 
 from llmcompile import __version__
-from llmcompile.cli import partition, stopping, verify
+from llmcompile.cli import build, partition, stopping, verify
 
 app = typer.Typer(
     name="llmcompile",
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(build.app, name="build")
 app.add_typer(partition.app, name="partition")
 app.command("verify")(verify.verify)
 

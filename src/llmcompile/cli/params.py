@@ -38,6 +38,9 @@ def size(text: str | int) -> int:
 
 
 BUILD = "Build"
+QUANTIZATION = "Quantization"
+TOOLCHAIN = "Toolchain"
+ENGINE = "Engine (trtllm-build)"
 SAFETY = "Output and resources"
 CHECKS = "Validation"
 SOURCE = "Source"

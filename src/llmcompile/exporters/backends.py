@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.dtypes import DType
 from llmcompile.exporters.ft import backend as ft
+from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.spec import Layout
+from llmcompile.exporters.trtllm import backend as trtllm
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+
+Options: TypeAlias = FtOptions | TrtllmOptions
+"""The options of any backend; `backend` and `build` are common to all."""
 
 
 class Backend(Protocol):
@@ -24,5 +30,5 @@ class Backend(Protocol):
         """The options that decide the artifact's bytes, as resolved: JSON values for the manifest and the journal."""
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType({"ft": ft})
+BACKENDS: Mapping[str, Backend] = MappingProxyType({"ft": ft, "trtllm": trtllm})
 """Name, as in the options' `backend` -> module."""

@@ -25,6 +25,8 @@ class Layout:
         deviations: File name pattern (fnmatch) -> how and why it differs from the vendor converter's.
         refusals: Why this model cannot be represented; empty when it can.
         notes: Sentences worth knowing before deploying; the artifact is right all the same.
+        pp: Pipeline stages the layers are dealt to.
+        moe_ep: Ranks the experts are dealt to.
     """
 
     backend: str
@@ -37,3 +39,5 @@ class Layout:
     deviations: Mapping[str, str]
     refusals: tuple[Problem, ...]
     notes: tuple[str, ...]
+    pp: int = 1
+    moe_ep: int = 1

@@ -44,7 +44,9 @@ class Source(_Strict):
     model: str = Field(description="Hub id, or the local folder as it was given.")
     revision: str | None = Field(description="Revision as it was given; null for a local folder.")
     commit: str | None = Field(description="Commit the hub resolved it to; null for a local folder.")
-    format: Literal["safetensors", "pickle"]
+    format: Literal["safetensors", "pickle", "trtllm"] = Field(
+        description="trtllm: a finished checkpoint, given by --from-checkpoint."
+    )
     files: tuple[FileRecord, ...]
 
 
@@ -91,12 +93,25 @@ class Validation(_Strict):
     notes: tuple[str, ...]
 
 
+class Engine(_Strict):
+    """What an engine was built by and on; it runs on exactly these."""
+
+    tensorrt_llm: str
+    tensorrt: str | None
+    gpu: str | None
+    compute_capability: str | None
+    driver: str | None
+    ranks: int
+    bytes: int
+    flags: tuple[str, ...] = Field(description="Flags of trtllm-build, as they were given.")
+
+
 class Manifest(_Strict):
     """The record of one artifact."""
 
     schema_version: Literal[1] = 1
     tool: Tool
-    backend: Literal["ft"]
+    backend: Literal["ft", "trtllm"]
     source: Source
     model: Model
     options: Mapping[str, bool | int | float | str | None]
@@ -107,6 +122,7 @@ class Manifest(_Strict):
     overflowed: Mapping[str, int] = Field(description="Tensor -> finite elements that became infinite in the cast.")
     notes: tuple[str, ...]
     validation: Validation | None = Field(description="Null when the artifact was built without validation.")
+    engine: Engine | None = Field(None, description="Null for an artifact without an engine.")
 
 
 def to_bytes(manifest: Manifest) -> bytes:

@@ -8,18 +8,17 @@ distance from the former is that of the two references, measured here, and is re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from llmcompile.errors import MismatchError, Problem, collected
-from llmcompile.validation.compare import Comparison, compare, scale
+from llmcompile.validation.checks import Check, StoredWeights
+from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.fastertransformer import (
     Inputs,
     check_files,
@@ -39,9 +38,8 @@ from llmcompile.validation.reference import (
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then the engine starts."
+ARTIFACT = "FasterTransformer artifact"
 EXECUTOR = "FasterTransformer's context path, all ranks, in float32 on CPU"
-_MAPPED_BYTES = 256 << 20
-"""Bytes read through memory maps before they are dropped and opened anew."""
 _BATCH, _SEQUENCE, _DECODER_SEQUENCE = 2, 16, 8
 _TORCH: Mapping[str, torch.dtype] = MappingProxyType({"fp16": torch.float16, "bf16": torch.bfloat16})
 _GELU = {"gelu": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu_new"}
@@ -80,61 +78,6 @@ class Subject:
     encoder_only: bool
     int8: bool
     overflow_accepted: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One comparison of a whole set of outputs.
-
-    Attributes:
-        input: What was fed.
-        reference: What it was compared with.
-        comparison: The verdict per output.
-        decisive: Whether a failure rejects the artifact; otherwise it informs.
-    """
-
-    input: str
-    reference: str
-    comparison: Comparison
-    decisive: bool
-
-
-class StoredWeights:
-    """A checkpoint's tensors through the libraries that wrote them, not through our own reader.
-
-    Both libraries map files into memory, and pages that were read count as ours until the mapping is dropped, which is
-    done every so often.
-    """
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._opened: dict[Path, Any] = {}
-        self._mapped_bytes = 0
-        self._where = {name: path for path in files for name in self._names(path)}
-
-    def _names(self, path: Path) -> list[str]:
-        return list(self._open(path).keys())
-
-    def _open(self, path: Path) -> Any:
-        if path not in self._opened:
-            if path.suffix == ".safetensors":
-                self._opened[path] = safe_open(path, framework="pt", device="cpu")
-            else:
-                self._opened[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return self._opened[path]
-
-    def names(self) -> Collection[str]:
-        """Every tensor in the checkpoint."""
-        return self._where.keys()
-
-    def read(self, name: str) -> Tensor:
-        """One tensor as stored."""
-        if self._mapped_bytes > _MAPPED_BYTES:
-            self._opened.clear()
-            self._mapped_bytes = 0
-        opened = self._open(self._where[name])
-        tensor: Tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
-        self._mapped_bytes += tensor.nbytes
-        return tensor
 
 
 def validate(
@@ -404,36 +347,3 @@ def _int8_check(subject: Subject, name: str, inputs: Inputs, expected: Mapping[s
 _INT8_NOISE = 0.5
 """Largest error of the int8 run, as a fraction of the largest output. Calibrated scales give 0.02 to 0.1; scales that
 clip give more without being wrong, so that this only catches files that are not what they say."""
-
-
-_NON_FINITE = "look for NaN in the checkpoint; --no-validate writes the artifact all the same"
-
-
-def problems_of(checks: Sequence[Check]) -> list[Problem]:
-    """One problem per failed output of the decisive checks, naming the worst position."""
-    problems = []
-    for check in checks:
-        if not check.decisive or check.comparison.passed:
-            continue
-        if not check.comparison.names_match:
-            found, expected = check.comparison.names_found, check.comparison.names_expected
-            problems.append(Problem("outputs", ", ".join(found), ", ".join(expected)))
-        for verdict in check.comparison.verdicts:
-            if verdict.passed:
-                continue
-            limit = f"within atol {verdict.atol:.3g} and rtol {verdict.rtol:.3g} of {verdict.worst_expected!r}"
-            where = f"{verdict.name}{list(verdict.worst) if verdict.worst is not None else ''}"
-            if verdict.non_finite_expected > 0:
-                text = f"{verdict.non_finite_expected} elements of the model's own output are NaN or infinite"
-                problems.append(Problem(f"{verdict.name}, {check.input}", text, "finite numbers", _NON_FINITE))
-                continue
-            problems.append(
-                Problem(
-                    f"{where}, {check.input}, against {check.reference}",
-                    f"{verdict.worst_found!r} (max abs {verdict.max_abs!r})"
-                    if verdict.shape_found == verdict.shape_expected
-                    else f"shape {verdict.shape_found}",
-                    limit if verdict.shape_found == verdict.shape_expected else f"shape {verdict.shape_expected}",
-                )
-            )
-    return problems

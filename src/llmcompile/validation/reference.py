@@ -10,13 +10,13 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import torch
 import transformers
@@ -44,6 +44,9 @@ _TOKENIZER_FILES: Final = (
     "vocab.json",
     "vocab.txt",
 )
+
+
+StoredAs: TypeAlias = Callable[[str, Tensor, nn.Module], Tensor]
 
 
 class Weights(Protocol):
@@ -97,6 +100,9 @@ def run_reference(
     encoder_only: bool,
     rounded_to: torch.dtype | None = None,
     overrides: Mapping[str, object] = MappingProxyType({}),
+    stored_as: StoredAs | None = None,
+    prepare: Callable[[nn.Module], None] | None = None,
+    attention: str = "eager",
     trust_remote_code: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> Reference:
@@ -120,6 +126,10 @@ def run_reference(
         rounded_to: Round each parameter to this dtype before use, as storing it in an artifact does; the
             arithmetic stays float32. None: as stored in the checkpoint.
         overrides: Values of the config that a runtime has compiled in, such as another LayerNorm epsilon.
+        stored_as: What a parameter becomes by being stored, beyond `rounded_to`: told its name in the model, its
+            values and the module that owns it; of a linear layer it may be told some rows at a time.
+        prepare: Changes the model before it runs, where a runtime differs in more than config values say.
+        attention: Attention of transformers: "eager", or "sdpa" where eager is wrong.
         trust_remote_code: Run Python code found in `config_dir`.
         block_bytes: A linear layer larger than this in float32 bytes is computed in blocks of its rows, so
             this bounds what a vocabulary's head takes. Blocks may change results in the last bit.
@@ -146,9 +156,13 @@ def run_reference(
         if encoder_only and not (two or encodes):
             raise ValueError(f"encoder_only, but {type(config).__name__} describes no encoder")
 
-        model = _empty_model(_auto_class(config, two, encodes, encoder_only), config, trust_remote_code)
+        kind = _auto_class(config, two, encodes, encoder_only)
+        model = _empty_model(kind, config, trust_remote_code, attention)
+        if prepare is not None:
+            prepare(model)
         stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
-        _stream(model, _Reader(weights=weights, stored=stored, rounded_to=rounded_to), block_bytes)
+        reader = _Reader(weights=weights, stored=stored, rounded_to=rounded_to, stored_as=stored_as)
+        _stream(model, reader, block_bytes)
 
         mask = torch.ones_like(tokens)
         if two and not encoder_only:
@@ -365,9 +379,9 @@ def _auto_class(config: Any, two: bool, encodes: bool, encoder_only: bool) -> An
     return transformers.AutoModelForCausalLM
 
 
-def _empty_model(auto_class: Any, config: Any, trust_remote_code: bool) -> Any:
+def _empty_model(auto_class: Any, config: Any, trust_remote_code: bool, attention: str = "eager") -> Any:
     """Build the model in eval mode; its parameters are on the meta device, its buffers hold their values."""
-    arguments: dict[str, Any] = {"attn_implementation": "eager", "trust_remote_code": trust_remote_code}
+    arguments: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": trust_remote_code}
     arguments["dtype" if hasattr(config, "dtype") else "torch_dtype"] = torch.float32  # named torch_dtype before 4.56
     if auto_class is transformers.AutoModel:
         model_class: Any = transformers.MODEL_MAPPING[type(config)]
@@ -452,6 +466,7 @@ class _Reader:
     weights: Weights
     stored: Mapping[str, str]
     rounded_to: torch.dtype | None
+    stored_as: StoredAs | None = None
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         """Read the parameter `name` in the dtype it is stored in, of the shape the model says."""
@@ -460,8 +475,10 @@ class _Reader:
             raise CheckpointError(self.stored[name], f"shape {tuple(tensor.shape)}", f"{tuple(shape)} by config.json")
         return tensor
 
-    def float32(self, tensor: Tensor) -> Tensor:
-        return (tensor if self.rounded_to is None else tensor.to(self.rounded_to)).to(torch.float32)
+    def float32(self, tensor: Tensor, name: str, module: nn.Module) -> Tensor:
+        """What the artifact keeps of a parameter called `name` in the model, or of some of its rows."""
+        rounded = tensor if self.rounded_to is None else tensor.to(self.rounded_to)
+        return (rounded if self.stored_as is None else self.stored_as(name, rounded, module)).to(torch.float32)
 
 
 def _stream(model: Any, reader: _Reader, block_bytes: int) -> None:
@@ -489,15 +506,15 @@ def _linear(module: nn.Linear, owned: Mapping[str, str], reader: _Reader, block_
     weight = reader.read(owned["weight"], module.weight.shape)
     bias = None
     if "bias" in owned:
-        bias = reader.float32(reader.read(owned["bias"], module.bias.shape))
+        bias = reader.float32(reader.read(owned["bias"], module.bias.shape), owned["bias"], module)
     rows = max(1, block_bytes // (4 * module.in_features))
     if rows >= module.out_features:
-        return functional.linear(input, reader.float32(weight), bias)
+        return functional.linear(input, reader.float32(weight, owned["weight"], module), bias)
     result = input.new_empty((*input.shape[:-1], module.out_features))
     for start in range(0, module.out_features, rows):
         block = slice(start, start + rows)
         result[..., block] = functional.linear(
-            input, reader.float32(weight[block]), None if bias is None else bias[block]
+            input, reader.float32(weight[block], owned["weight"], module), None if bias is None else bias[block]
         )
     return result
 
@@ -508,13 +525,14 @@ def _embedding(module: nn.Embedding, owned: Mapping[str, str], reader: _Reader, 
         raise ValueError(
             f"{owned['weight']} has {module.num_embeddings} rows, but the tokens look up {low if low < 0 else high}"
         )
-    return reader.float32(functional.embedding(input, reader.read(owned["weight"], module.weight.shape)))
+    rows = functional.embedding(input, reader.read(owned["weight"], module.weight.shape))
+    return reader.float32(rows, owned["weight"], module)
 
 
 def _fill(owned: Mapping[str, str], reader: _Reader, module: nn.Module, arguments: object) -> None:
     for name, path in owned.items():
         empty = module.get_parameter(name)
-        tensor = reader.float32(reader.read(path, empty.shape))
+        tensor = reader.float32(reader.read(path, empty.shape), path, module)
         module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
 

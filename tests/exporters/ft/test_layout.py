@@ -59,9 +59,10 @@ def plan_of(variant: str, layout: Layout) -> Plan:
     )
 
 
-def test_every_architecture_has_a_layout() -> None:
-    """No family that can be read is left without files."""
-    assert {architecture.name for architecture in ARCHITECTURES} == set(FAMILIES)
+def test_every_layout_is_of_an_architecture() -> None:
+    """Files are described for the families of FasterTransformer alone, all of which can be read."""
+    assert set(FAMILIES) == {"gpt2", "opt", "bloom", "gptj", "gptneox", "llama", "t5", "bert"}
+    assert set(FAMILIES) <= {architecture.name for architecture in ARCHITECTURES}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

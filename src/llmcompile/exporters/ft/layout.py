@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.dtypes import BF16, BY_NAME, FP16, FP32, DType
-from llmcompile.errors import Problem
+from llmcompile.errors import Problem, UnsupportedError
 from llmcompile.exporters.ft import config_ini, rows, smoothquant
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.spec import Layout
@@ -60,8 +60,11 @@ def make_layout(
 
     Returns:
         The layout; `refusals` says why the model cannot be represented, if so.
+
+    Raises:
+        UnsupportedError: The runtime has no such family, or the checkpoint is quantized.
     """
-    family = FAMILIES[architecture.name]
+    family = _family(architecture, dims)
     dtype = source_dtype if options.dtype is None else BY_NAME[options.dtype]
     name = _model_name(family, architecture, dims, options, model_label)
     given = config_ini.Given(name, dtype.name, options.tp, options.encoder_only, options.act_scales is not None)
@@ -82,6 +85,24 @@ def make_layout(
         refusals=tuple(refusals),
         notes=tuple(_notes(family, architecture, dims, dtype)),
     )
+
+
+def _family(architecture: Architecture, dims: Dims) -> Family:
+    if architecture.name not in FAMILIES:
+        raise UnsupportedError(
+            f"config.json: a {architecture.name} model",
+            "FasterTransformer has no such family",
+            f"one of {', '.join(FAMILIES)}",
+            "choose another backend",
+        )
+    if "quantized" in dims.facts:
+        raise UnsupportedError(
+            "config.json: quantization_config",
+            f"a checkpoint quantized with {dims.facts['quantized']}",
+            "float weights, which is what FasterTransformer reads",
+            "start from the unquantized checkpoint",
+        )
+    return FAMILIES[architecture.name]
 
 
 def _model_name(family: Family, architecture: Architecture, dims: Dims, options: FtOptions, model_label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from llmcompile.errors import OptionsError
 from llmcompile.exporters.options import BuildOptions
@@ -24,7 +24,7 @@ class FtOptions:
         model_name: `model_name` in config.ini; None for what the vendor's converter writes.
     """
 
-    backend: ClassVar[str] = "ft"
+    backend: ClassVar[Literal["ft"]] = "ft"
 
     build: BuildOptions
     tp: int = 1

@@ -1,0 +1,125 @@
+"""Qwen 1.5 and 2 with experts: many small ones, and one that every token passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import Field
+
+from llmcompile.architectures.spec import (
+    Architecture,
+    Dims,
+    HFConfig,
+    Tensor,
+    linear,
+    norm,
+    per_head,
+    read_config,
+    rope,
+)
+
+
+class Qwen2MoeConfig(HFConfig):
+    """Source: huggingface/transformers@v4.57.6:src/transformers/models/qwen2_moe/configuration_qwen2_moe.py."""
+
+    vocab_size: int
+    max_position_embeddings: int = 32768
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int = 16
+    head_dim: int | None = None
+    intermediate_size: int = 5632
+    moe_intermediate_size: int = 1408
+    shared_expert_intermediate_size: int = 5632
+    num_experts: int = 60
+    num_experts_per_tok: int = 4
+    norm_topk_prob: bool = False
+    decoder_sparse_step: int = Field(1, ge=1)
+    mlp_only_layers: list[int] | None = None
+    qkv_bias: bool = True
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int = 28
+    tie_word_embeddings: bool = False
+
+
+def dims(config: Mapping[str, Any]) -> Dims:
+    """Sizes and facts of a Qwen2-MoE config."""
+    c = read_config(Qwen2MoeConfig, config)
+    heads = c.num_attention_heads
+    dense = dense_layers(c.num_hidden_layers, c.decoder_sparse_step, c.mlp_only_layers)
+    return Dims(
+        sizes={
+            "vocab": c.vocab_size,
+            "positions": c.max_position_embeddings,
+            "hidden": c.hidden_size,
+            "layers": c.num_hidden_layers,
+            "heads": heads,
+            "kv_heads": c.num_key_value_heads,
+            "head_dim": per_head(c.hidden_size, heads) if c.head_dim is None else c.head_dim,
+            "ffn": c.intermediate_size,
+            "moe_ffn": c.moe_intermediate_size,
+            "shared_ffn": c.shared_expert_intermediate_size,
+            "experts": c.num_experts,
+        },
+        facts={
+            "activation": c.hidden_act,
+            "norm_eps": c.rms_norm_eps,
+            "attention_bias": c.qkv_bias,
+            "experts_per_token": c.num_experts_per_tok,
+            "normalized_experts": c.norm_topk_prob,
+            "dense_layers": dense,
+            "sliding_window": c.sliding_window if c.use_sliding_window else None,
+            "max_window_layers": c.max_window_layers,
+            "tied": c.tie_word_embeddings,
+            "name_or_path": c.name_or_path,
+            **rope(config, base=10000.0),
+            **c.start_and_end(),
+        },
+    )
+
+
+def dense_layers(layers: int, sparse_step: int, mlp_only: list[int] | None) -> int:
+    """How many layers have a plain feed-forward instead of experts; the table describes models with none.
+
+    Source: huggingface/transformers@v4.57.6:src/transformers/models/qwen2_moe/modeling_qwen2_moe.py, the decoder layer.
+    """
+    named = () if mlp_only is None else mlp_only
+    return sum(layer in named or (layer + 1) % sparse_step != 0 for layer in range(layers))
+
+
+_LAYER = "layers.{layer}"
+_EXPERT = f"{_LAYER}.mlp.experts.{{expert}}"
+
+QWEN2_MOE = Architecture(
+    name="qwen2_moe",
+    classes=("Qwen2MoeForCausalLM", "Qwen2MoeModel"),
+    model_types=("qwen2_moe",),
+    prefixes=("model.",),
+    tensors=(
+        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
+        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
+        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias_when="attention_bias"),
+        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
+        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
+        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias=False),
+        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
+        *linear("router", f"{_LAYER}.mlp.gate", "experts", "hidden", bias=False),
+        *linear("experts.gate", f"{_EXPERT}.gate_proj", "moe_ffn", "hidden", bias=False),
+        *linear("experts.up", f"{_EXPERT}.up_proj", "moe_ffn", "hidden", bias=False),
+        *linear("experts.down", f"{_EXPERT}.down_proj", "hidden", "moe_ffn", bias=False),
+        *linear("shared.gate", f"{_LAYER}.mlp.shared_expert.gate_proj", "shared_ffn", "hidden", bias=False),
+        *linear("shared.up", f"{_LAYER}.mlp.shared_expert.up_proj", "shared_ffn", "hidden", bias=False),
+        *linear("shared.down", f"{_LAYER}.mlp.shared_expert.down_proj", "hidden", "shared_ffn", bias=False),
+        *linear("shared.switch", f"{_LAYER}.mlp.shared_expert_gate", "1", "hidden", bias=False),
+        *norm("norm", "norm", bias=False),
+        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+    ),
+    dims=dims,
+    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+)

@@ -1,0 +1,1 @@
+"""TensorRT-LLM: checkpoint folders, and engines by the vendor's builder."""

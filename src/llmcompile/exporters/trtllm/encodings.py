@@ -1,0 +1,209 @@
+"""How TensorRT-LLM stores matrices that are not plain elements: which tensors, of which shape, made by which kernel.
+
+Shapes are those of one rank, without or with a leading axis of experts. Source of every layout:
+NVIDIA/TensorRT-LLM@v0.9.0:tensorrt_llm/models/convert_utils.py, tensorrt_llm/quantization/layers.py and
+cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp; docs/formats/trtllm.md has the details.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmcompile import quantization
+from llmcompile.dtypes import BY_NAME, FP32, INT8, DType, Shape
+from llmcompile.plan import Encoder, Encoding, TensorSpec
+from llmcompile.transforms import Array, from_float32
+
+FP8 = BY_NAME["fp8_e4m3"]
+INT32 = BY_NAME["int32"]
+
+
+def _beside(name: str, ending: str) -> str:
+    """The name of a tensor that stands beside the weight called `name`."""
+    return name.removesuffix("weight") + ending
+
+
+def weight_only(bits: int) -> Encoding:
+    """Integers of `bits` bits and one scale per output row, in the byte layout of SM75 to SM89.
+
+    `weight` is int8 (..., in, out x bits / 8), `per_channel_scale` (..., out) in the model's type.
+    """
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        *experts, out, inp = shape
+        return (
+            TensorSpec(name, INT8, (*experts, inp, out * bits // 8)),
+            TensorSpec(_beside(name, "per_channel_scale"), dtype, (*experts, out)),
+        )
+
+    return Encoding(
+        name=f"int{bits} weight-only",
+        rows=quantization.WeightOnly.ROWS,
+        start=lambda dtype, asides: quantization.WeightOnly(dtype, bits),
+        tensors=tensors,
+        check=lambda shape: _reason(quantization.check(shape[-2], shape[-1], bits)),
+    )
+
+
+def _reason(found: str | None) -> str:
+    return "" if found is None else found
+
+
+def gptq(dtype: DType) -> Encoding:
+    """AutoGPTQ's integers in the int4 layout of SM75 to SM89, seen as elements of the model's type: (in, out / 4).
+
+    The blocks are int32 (out, in / 8), eight inputs in each.
+    """
+
+    def tensors(name: str, shape: Shape, _: DType) -> tuple[TensorSpec, ...]:
+        out, packed = shape
+        return (TensorSpec(name, dtype, (packed * 8, out * 4 // 8 // dtype.size_bytes)),)
+
+    return Encoding(
+        name="int4 GPTQ",
+        rows=quantization.Gptq.ROWS,
+        start=lambda _, asides: quantization.Gptq(),
+        tensors=tensors,
+        check=lambda shape: _reason(quantization.check(shape[0], shape[1] * 8, 4)),
+    )
+
+
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Which nibble of an int32 holds each of eight neighbouring outputs.
+Source: casper-hansen/AutoAWQ@v0.2.9:awq/modules/linear/gemm.py (order_map 0 2 4 6 1 3 5 7)."""
+
+
+def _awq_nibbles(packed: Array) -> Array:
+    """The eight outputs of each int32, on a last axis of their own: uint8."""
+    words = packed.view(np.uint32)
+    return np.stack([(words >> np.uint32(4 * nibble) & np.uint32(15)).astype(np.uint8) for nibble in _AWQ_ORDER], -1)
+
+
+class _AwqIntegers:
+    """AutoAWQ's integers, eight outputs in each int32, brought to AutoGPTQ's order: eight inputs in each."""
+
+    def __init__(self) -> None:
+        self._kernel = quantization.Gptq()
+
+    def encode(self, block: Array, part: int) -> Array:
+        values = _awq_nibbles(block).transpose(0, 2, 1).reshape(-1, block.shape[1])
+        packed = values[:, 0::2] | values[:, 1::2] << 4
+        return self._kernel.encode(np.ascontiguousarray(packed).view(np.int32), part)
+
+    def rest(self) -> Sequence[Array]:
+        return ()
+
+
+def awq_integers(dtype: DType) -> Encoding:
+    """AutoAWQ's integers in the layout of `gptq`; the blocks are int32 (out / 8, in), eight outputs in each."""
+
+    def tensors(name: str, shape: Shape, _: DType) -> tuple[TensorSpec, ...]:
+        packed, inp = shape
+        return (TensorSpec(name, dtype, (inp, packed * 8 * 4 // 8 // dtype.size_bytes)),)
+
+    return Encoding(
+        name="int4 AWQ with zero points",
+        rows=1,
+        start=lambda _, asides: _AwqIntegers(),
+        tensors=tensors,
+        check=lambda shape: _reason(quantization.check(shape[0] * 8, shape[1], 4)),
+    )
+
+
+def awq_zeros(qzeros: Array, scales: Array, dtype: DType) -> Array:
+    """(8 - z) * scale: what is added to (q - 8) * scale, in the bits of `dtype`.
+
+    Args:
+        qzeros: int32 (groups, out / 8), as AutoAWQ packs them: the zero itself, not one less.
+        scales: float16 (groups, out).
+        dtype: fp16 or bf16.
+    """
+    zeros = _awq_nibbles(qzeros).reshape(qzeros.shape[0], -1).astype(np.float32)
+    return from_float32((8 - zeros) * scales.astype(np.float32), dtype)
+
+
+class _Awq:
+    """Groupwise integers, their scales, and a pre-quantization scale of one for every input."""
+
+    def __init__(self, dtype: DType, group_size: int) -> None:
+        self._kernel = quantization.GroupwiseAwq(dtype, group_size)
+        self._dtype = dtype
+        self._inputs = 0
+
+    def encode(self, block: Array, part: int) -> Array:
+        self._inputs = block.shape[1]
+        return self._kernel.encode(block, part)
+
+    def rest(self) -> Sequence[Array]:
+        ones = from_float32(np.ones(self._inputs, np.float32), self._dtype)
+        return (*self._kernel.rest(), ones)
+
+
+def awq(group_size: int) -> Encoding:
+    """Rounded to the nearest of 16 values in groups of inputs, in the form that the builder lays out for its own GPU.
+
+    `weight` is int8 (out / 2, in), `weights_scaling_factor` float32 (out, in / group), `prequant_scaling_factor` ones
+    (in) in the model's type. Source: NVIDIA/TensorRT-Model-Optimizer, the checkpoints its exporter writes.
+    """
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        out, inp = shape
+        return (
+            TensorSpec(name, INT8, (out // 2, inp)),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (out, inp // group_size)),
+            TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (inp,)),
+        )
+
+    def check(shape: Shape) -> str:
+        out, inp = shape
+        if inp % group_size != 0:
+            return f"inputs in whole groups of {group_size}, not {inp}"
+        return "" if out % 2 == 0 else f"an even number of outputs, not {out}"
+
+    return Encoding(
+        name="int4 groupwise",
+        rows=quantization.GroupwiseAwq.ROWS,
+        start=lambda dtype, asides: _Awq(dtype, group_size),
+        tensors=tensors,
+        check=check,
+    )
+
+
+def fp8_rowwise(clamp: float) -> Encoding:
+    """float8_e4m3 (out, in), clamped first, and one float32 `per_channel_scale` for each output row."""
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec(name, FP8, shape),
+            TensorSpec(_beside(name, "per_channel_scale"), FP32, shape[:-1]),
+        )
+
+    return Encoding(
+        name="float8 per row",
+        rows=1,
+        start=lambda dtype, asides: quantization.Fp8Rowwise(dtype, clamp),
+        tensors=tensors,
+    )
+
+
+def fp8_requantized() -> Encoding:
+    """float8_e4m3 parts with a scale each, from the row's asides, brought to the largest: `weights_scaling_factor` (1)."""
+
+    def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
+        return quantization.Fp8Requant([float(scale.reshape(-1)[0]) for scale in asides])
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name, FP8, shape), TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (1,)))
+
+    return Encoding(name="float8 of one scale", rows=1, start=start, tensors=tensors)
+
+
+def add_one() -> Encoding:
+    """1 + w in the type it is stored in, as Gemma's norms apply it."""
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name, dtype, shape),)
+
+    return Encoding(name="one added", rows=1, start=lambda dtype, asides: quantization.AddOne(dtype), tensors=tensors)

@@ -1,0 +1,319 @@
+"""Which TensorRT-LLM checkpoint a model becomes: rows, config.json, and which models it cannot represent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmcompile import __version__
+from llmcompile.architectures.spec import Architecture, Dims
+from llmcompile.dtypes import BF16, FP16, FP32, DType
+from llmcompile.errors import Problem
+from llmcompile.exporters.spec import Layout
+from llmcompile.exporters.trtllm import config as configs
+from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.exporters.trtllm.rows import (
+    ENCODER_DECODER,
+    FAMILIES,
+    Family,
+    Recipe,
+    decoder_rows,
+    encoder_decoder_rows,
+)
+from llmcompile.plan import Row
+
+FOLDER = "checkpoint/"
+DTYPES: Mapping[str, DType] = {"float16": FP16, "bfloat16": BF16, "float32": FP32}
+CLAMP = 1200.0
+"""Largest magnitude of a weight under FP8_PER_CHANNEL_PER_TOKEN.
+Source: NVIDIA/TensorRT-LLM@v0.13.0:tensorrt_llm/models/llama/convert.py (use_fp8_rowwise, Meta's recipe)."""
+_PASSED_THROUGH = {"gptq": "w4a16_gptq", "awq": "w4a16_gptq", "fp8": "fp8"}
+"""How the checkpoint comes quantized -> the recipe it is stored by. AutoAWQ's weights have zero points, which the form
+called AWQ has no place for and the form called GPTQ has; both compute the same product."""
+_GEMMAS = ("gemma", "gemma2")
+_NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The options with everything decided that depends on the model.
+
+    Attributes:
+        dtype: The model's element type.
+        recipe: A name of `versions.RECIPES`, or None.
+        source: How the checkpoint comes quantized: "gptq", "awq", "fp8" or "".
+        group_size: Inputs that share a scale.
+        parallel_embedding: Whether the embedding is divided among the ranks.
+        share_embedding: Whether the head is left out because it is the embedding.
+    """
+
+    dtype: DType
+    recipe: str | None
+    source: str
+    group_size: int
+    parallel_embedding: bool
+    share_embedding: bool
+
+
+def resolve(architecture: Architecture, dims: Dims, options: TrtllmOptions, source_dtype: DType) -> Resolved:
+    """Decide what the options leave to the model: its element type, and its recipe where it comes quantized."""
+    found = FP16 if source_dtype == FP32 else source_dtype
+    source = str(dims.facts.get("quantized", ""))
+    given = options.quantization is not None
+    gemma = architecture.name in _GEMMAS
+    return Resolved(
+        dtype=found if options.dtype is None else DTYPES[options.dtype],
+        recipe=options.quantization if given else _PASSED_THROUGH.get(source),
+        source=source,
+        group_size=int(str(dims.facts["group_size"])) if source in ("gptq", "awq") else options.group_size,
+        parallel_embedding=options.use_parallel_embedding or (gemma and options.tp > 1),
+        share_embedding=options.use_embedding_sharing or gemma,
+    )
+
+
+def make_layout(
+    architecture: Architecture, dims: Dims, options: TrtllmOptions, *, source_dtype: DType, model_label: str
+) -> Layout:
+    """The TensorRT-LLM checkpoint of one model.
+
+    Args:
+        architecture: The family.
+        dims: Its sizes and facts.
+        options: What was asked.
+        source_dtype: Type of most of the checkpoint's bytes, used where no --dtype is given.
+        model_label: Unused: nothing in the checkpoint names the model.
+
+    Returns:
+        The layout; `refusals` says why the model cannot be represented, if so.
+    """
+    resolved = resolve(architecture, dims, options, source_dtype)
+    known = architecture.name in FAMILIES or architecture.name in ENCODER_DECODER
+    dims = _with_positions(architecture, dims, options)
+    refusals = [*_refusals(architecture, dims, options, resolved)] if known else [_no_such_family(architecture)]
+    representable = known and refusals == []
+    given = _given(options, resolved)
+    return Layout(
+        backend="trtllm",
+        folder=FOLDER,
+        rows=_rows(architecture, dims, options, resolved) if representable else (),
+        texts=_texts(architecture, dims, given) if representable else {},
+        unused={},
+        ranks=options.tp,
+        dtype=resolved.dtype,
+        deviations=dict(_deviations(architecture, dims, options)) if representable else {},
+        refusals=tuple(refusals),
+        notes=tuple(_notes(architecture, dims, options, resolved, given)) if representable else (),
+        pp=options.pp,
+        moe_ep=options.moe[1],
+    )
+
+
+def _with_positions(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Dims:
+    """Meta's files do not say how many positions there are."""
+    if options.max_position_embeddings is None or architecture.name != "meta_llama":
+        return dims
+    return Dims({**dims.sizes, "positions": options.max_position_embeddings}, dims.facts)
+
+
+def _unbuildable(architecture: Architecture, dims: Dims, given: configs.Given) -> list[Problem]:
+    refusals = configs.UNBUILDABLE.get(architecture.name)
+    return [] if refusals is None else list(refusals(dims, given))
+
+
+def _no_such_family(architecture: Architecture) -> Problem:
+    names = ", ".join([*FAMILIES, *ENCODER_DECODER])
+    return Problem("TensorRT-LLM", f"no {architecture.name} models", f"one of {names}", "see the table in README.md")
+
+
+def _rows(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved) -> tuple[Row, ...]:
+    recipe = Recipe(
+        dtype=resolved.dtype,
+        kind=_kind(options, resolved),
+        bits=4 if resolved.recipe == "w4a16" else 8,
+        group_size=resolved.group_size,
+        packed_outputs=resolved.source == "awq",
+        clamp=CLAMP,
+        layers=dims.sizes["layers"],
+        kv_scale=options.kv_cache is not None,
+        embedding_split=("out", "in")[options.embedding_sharding_dim] if resolved.parallel_embedding else "",
+        share_embedding=resolved.share_embedding,
+    )
+    if architecture.name in ENCODER_DECODER:
+        rows = encoder_decoder_rows(recipe, gated=dims.facts.get("gated") is True)
+    else:
+        family = FAMILIES[architecture.name]
+        if architecture.name == "qwen2_moe" and options.release < _SHARED_EXPERT_MOVED:
+            family = replace(family, shared_expert="")
+        if architecture.name == "falcon":
+            family = _falcon(family, dims)
+        rows = decoder_rows(family, recipe)
+    held = {role for tensor in architecture.tensors if tensor.exists(dims) for role in tensor.roles}
+    return tuple(row for row in rows if not held.isdisjoint(row.needed))
+
+
+def _falcon(family: Family, dims: Dims) -> Family:
+    """Of two norms, the second has a name of its own in a parallel block, whose biases are added on every rank."""
+    parallel = dims.facts["parallel_attention"] is True
+    return replace(family, mlp_norm="mlp_layernorm" if parallel else "post_layernorm", bias_once=parallel)
+
+
+_SHARED_EXPERT_MOVED = (0, 16)
+"""First release whose Qwen2-MoE keeps the shared expert under `mlp.`: 0.15.0.dev2024111200 does not, 0.16.0.dev2024121000 does."""
+
+
+def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
+    """`Recipe.kind` of a recipe."""
+    kinds = {"w4a16_gptq": "gptq", "w4a16_awq": "awq", "fp8": "fp8", "fp8_rowwise": "fp8_rowwise"}
+    if resolved.recipe in ("w8a16", "w4a16"):
+        return "weight_only" if options.wo_layout == "sm80" else "plain"
+    return "plain" if resolved.recipe is None else kinds[resolved.recipe]
+
+
+def _given(options: TrtllmOptions, resolved: Resolved) -> configs.Given:
+    moe_tp, moe_ep = options.moe
+    return configs.Given(
+        dtype=next(name for name, dtype in DTYPES.items() if dtype == resolved.dtype),
+        tp=options.tp,
+        pp=options.pp,
+        moe_tp=moe_tp,
+        moe_ep=moe_ep,
+        quantization=_quantization(options, resolved),
+        use_parallel_embedding=resolved.parallel_embedding,
+        embedding_sharding_dim=options.embedding_sharding_dim,
+        share_embedding_table=resolved.share_embedding,
+        logits_dtype="float32",
+        version=(*options.release, 0),
+        producer_version=__version__,
+    )
+
+
+def _quantization(options: TrtllmOptions, resolved: Resolved) -> Mapping[str, Any]:
+    """The block `quantization`: only keys that are needed, since a release refuses those it does not know."""
+    recipe = resolved.recipe
+    block: dict[str, Any] = {"quant_algo": None if recipe is None else versions.RECIPES[recipe].algorithm}
+    if options.kv_cache is not None:
+        block["kv_cache_quant_algo"] = options.kv_cache.upper()
+    if recipe == "w4a16_gptq":
+        block |= {"group_size": resolved.group_size, "has_zero_point": True, "pre_quant_scale": False}
+    elif recipe == "w4a16_awq":
+        block |= {"group_size": resolved.group_size, "has_zero_point": False, "pre_quant_scale": True}
+        block["exclude_modules"] = ["lm_head"]
+    elif recipe == "fp8_rowwise":
+        block["clamp_val"] = [-CLAMP, CLAMP]
+        if options.release >= _META_RECIPE:
+            block["use_meta_recipe"] = True
+    return block
+
+
+_META_RECIPE = (0, 15)
+"""First release with the key `use_meta_recipe`, without which it quantizes every linear layer."""
+
+
+def _texts(architecture: Architecture, dims: Dims, given: configs.Given) -> Mapping[str, str]:
+    if architecture.name in ENCODER_DECODER:
+        parts = configs.ENCODER_DECODER[architecture.name](dims, given)
+        return {f"{part}/config.json": _json(content) for part, content in parts.items()}
+    return {"config.json": _json(configs.CONFIGS[architecture.name](dims, given))}
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=4) + "\n"
+
+
+def _refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved) -> Iterator[Problem]:
+    given = _given(options, resolved)
+    yield from configs.REFUSALS[architecture.name](dims, given)
+    if options.stop_after is None:
+        yield from _unbuildable(architecture, dims, given)
+    yield from _recipe_refusals(architecture, dims, options, resolved)
+    layers = versions.check_layers(dims.sizes["layers"], options.pp, options.trtllm_version)
+    if options.pp > 1 and layers is not None:
+        yield layers
+    if options.pp > 1 and architecture.name in ENCODER_DECODER:
+        yield Problem("--pp", f"{options.pp} with {architecture.name}", "1", "use --tp")
+    if options.max_position_embeddings is not None and architecture.name != "meta_llama":
+        found = f"given for {architecture.name}, whose config.json has its own"
+        yield Problem("--max-position-embeddings", found, "a Meta checkpoint", "drop --max-position-embeddings")
+    yield from _moe_refusals(dims, options)
+    if options.use_embedding_sharing and dims.facts["tied"] is not True:
+        found = "a model whose head is its own (tie_word_embeddings false)"
+        yield Problem("--use-embedding-sharing", found, "a tied head", "drop --use-embedding-sharing")
+    if resolved.share_embedding and options.embedding_sharding_dim == 1:
+        yield Problem("--embedding-sharding-dim", f"1 with {architecture.name}", "0", "--embedding-sharding-dim 0")
+
+
+def _moe_refusals(dims: Dims, options: TrtllmOptions) -> Iterator[Problem]:
+    experts = dims.sizes.get("experts")
+    moe_ep = options.moe[1]
+    if experts is None and (options.moe_ep is not None or options.moe_tp is not None):
+        yield Problem("--moe-ep, --moe-tp", "given for a model without experts", "neither", "drop them")
+    if experts is not None and experts % moe_ep != 0:
+        yield Problem("--moe-ep", f"{experts} experts / {moe_ep} ranks = {experts / moe_ep:.2f}", "a whole number")
+
+
+def _recipe_refusals(
+    architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved
+) -> Iterator[Problem]:
+    recipe, source = resolved.recipe, resolved.source
+    expected = _PASSED_THROUGH.get(source)
+    if source != "" and recipe != expected and not (source == "awq" and recipe == "w4a16_awq"):
+        found = f"{recipe} for a checkpoint that comes quantized with {source}"
+        yield Problem("--quantization", found, str(expected), f"--quantization {expected}, or the unquantized model")
+    if source == "" and recipe in ("w4a16_gptq", "fp8"):
+        method = {"w4a16_gptq": "GPTQ or AWQ", "fp8": "FP8"}[recipe]
+        hint = "use w8a16, w4a16, w4a16_awq or fp8_rowwise, which need no data"
+        yield Problem("--quantization", f"{recipe} for float weights", f"a checkpoint quantized with {method}", hint)
+    if recipe in _NO_EXPERTS and "experts" in dims.sizes:
+        yield Problem("--quantization", f"{recipe} with experts", "w8a16 or w4a16", "--quantization w8a16, or none")
+    if recipe is not None and architecture.name in ENCODER_DECODER and recipe not in ("w8a16", "w4a16"):
+        yield Problem("--quantization", f"{recipe} with {architecture.name}", "w8a16 or w4a16", "--quantization w8a16")
+    if recipe is not None and resolved.dtype == FP32:
+        yield Problem("--dtype", f"float32 with {recipe}", "float16 or bfloat16", "--dtype float16")
+    if recipe == "fp8_rowwise" and architecture.name not in _ROWWISE:
+        yield Problem(
+            "--quantization", f"fp8_rowwise with {architecture.name}", " or ".join(_ROWWISE), "--quantization w8a16"
+        )
+    if options.kv_cache is not None and architecture.name in ENCODER_DECODER:
+        yield Problem("--kv-cache", f"{options.kv_cache} with {architecture.name}", "none", "drop --kv-cache")
+
+
+_ROWWISE = ("llama", "meta_llama", "mistral")
+"""Families whose converter upstream has the recipe (models/llama/convert.py)."""
+
+
+def _deviations(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Iterator[tuple[str, str]]:
+    yield "*config.json", "only the keys that every release reads; a key of a newer one stops an older one"
+    yield "*rank*.safetensors", "without the buffers that the converter saves and the runtime computes"
+    if architecture.name == "falcon" and dims.facts["parallel_attention"] is True and dims.facts["bias"] is True:
+        reason = "biases of attention.dense and mlp.proj are on the first rank: this network adds every rank's"
+        yield "rank*.safetensors", reason
+    kv_heads = dims.sizes.get("kv_heads", options.tp)
+    if kv_heads < options.tp and architecture.name in ("llama", "meta_llama", "mistral", "mixtral"):
+        yield (
+            "rank*.safetensors",
+            f"each of {kv_heads} key and value heads is on {options.tp // kv_heads} ranks; the converter of 0.13 cuts "
+            "heads in pieces, unless --load_by_shard is given",
+        )
+
+
+def _notes(
+    architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved, given: configs.Given
+) -> Iterator[str]:
+    yield from configs.NOTES[architecture.name](dims, given)
+    for problem in _unbuildable(architecture, dims, given):
+        yield f"{problem}: trtllm-build cannot load this checkpoint"
+    if resolved.source == "awq":
+        yield "AutoAWQ's integers and zero points are stored by W4A16_GPTQ, which computes the same product"
+    if resolved.recipe == "w4a16_gptq" or (resolved.recipe in ("w8a16", "w4a16") and options.wo_layout == "sm80"):
+        yield "weights lie in the byte layout of SM75 to SM89: not for Hopper or Blackwell"
+    if resolved.recipe in ("w8a16", "w4a16") and options.wo_layout == "deferred":
+        yield "weights are stored in full, and quantized by trtllm-build for the GPU it runs on"
+    if resolved.recipe == "fp8_rowwise" and dims.sizes["layers"] < 3:
+        yield "fp8_rowwise leaves the first and the last layer as they are: nothing of this model is quantized"
+    if resolved.recipe == "w4a16_awq":
+        yield "rounded to the nearest without calibration: check perplexity on your own text with --eval-text"
+    if options.kv_cache is not None:
+        yield "the scale of the FP8 key and value cache is 1: values beyond 448 are clipped"

@@ -1,0 +1,724 @@
+"""The vendor's builder, and the only place that touches its package: found, checked, run and checked again.
+
+tensorrt_llm is never imported into this process: it takes seconds, starts MPI and CUDA, and pins torch and
+transformers. A child interpreter answers for it (`worker.py`); engines are built by trtllm-build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from llmcompile.errors import Problem, ToolchainError
+from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+
+BUILDER = "trtllm-build"
+CACHE = "model.cache"
+PARTS = ("encoder", "decoder")
+"""The two checkpoints, and engines, of an encoder-decoder model."""
+LAST_LINES = 20
+_WORKER = Path(__file__).with_name("worker.py")
+_PROBE_SECONDS = 120.0
+_GRACE_SECONDS = 10.0
+_GPU_FIELDS = "index,name,compute_cap,driver_version,memory.total"
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+_NO_SECRET = ("TOKENIZERS_PARALLELISM",)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A visible GPU; `sm` is its compute capability times ten."""
+
+    index: int
+    name: str
+    sm: int
+    driver: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """An interpreter with tensorrt_llm, and what it can do here.
+
+    Attributes:
+        python: The interpreter.
+        version: Its tensorrt_llm.
+        tensorrt: Its TensorRT, where a distribution says so.
+        executable: Its trtllm-build; None from 1.3 on.
+        flags: Flags that trtllm-build --help names; empty where it could not be run.
+        gpus: What nvidia-smi lists; empty without it.
+    """
+
+    python: Path
+    version: str
+    tensorrt: str | None = None
+    executable: Path | None = None
+    flags: frozenset[str] = frozenset()
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the builder's log; `progress` says in a few words what it means, or is None."""
+
+    text: str
+    progress: str | None = None
+
+
+OnLine: TypeAlias = Callable[[Line], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What the manifest records of an engine: engines run on exactly these versions and this GPU.
+
+    Attributes:
+        trtllm_version: TensorRT-LLM by the engine's own config.json.
+        tensorrt_version: TensorRT of the interpreter that built it; None if it does not say.
+        ranks: Engine files.
+        size_bytes: All of them together.
+        gpu: Name of the GPU it was built on; None if nvidia-smi said nothing.
+        sm: Its compute capability times ten.
+        driver: Its driver.
+    """
+
+    trtllm_version: str
+    tensorrt_version: str | None
+    ranks: int
+    size_bytes: int
+    gpu: str | None
+    sm: int | None
+    driver: str | None
+
+
+# Find
+
+
+def find(
+    python: Path | None, executable: Path | None, *, version: str = versions.DEFAULT_VERSION, checkpoint: str = "OUTPUT"
+) -> Toolchain:
+    """Find tensorrt_llm in an interpreter, and trtllm-build beside it; nothing of either is imported here.
+
+    Args:
+        python: The interpreter; None for the one beside `executable`, else ours.
+        executable: trtllm-build; None for the one beside `python`.
+        version: The TensorRT-LLM asked for, which the message names.
+        checkpoint: The artifact's folder, which the message names.
+
+    Raises:
+        ToolchainError: The interpreter has no tensorrt_llm, or cannot be run; says the three ways on.
+    """
+    interpreter = _interpreter(python, executable)
+    answer = _ask(interpreter, {"action": "probe"})
+    found = answer.get("version")
+    if found is None:
+        raise missing(interpreter, version, checkpoint)
+    builder = _builder(interpreter, python, executable)
+    tensorrt = answer.get("tensorrt")
+    return Toolchain(
+        python=interpreter,
+        version=str(found),
+        tensorrt=None if tensorrt is None else str(tensorrt),
+        executable=builder,
+        flags=frozenset() if builder is None else help_flags(builder),
+        gpus=visible_gpus(),
+    )
+
+
+def missing(python: Path, version: str, output: str) -> ToolchainError:
+    """Say that an interpreter has no tensorrt_llm, and the three ways on."""
+    image = versions.image_of(version)
+    hint = (
+        "three ways on:\n"
+        f"  1. add `--stop-after checkpoint` here; on the GPU host `--from-checkpoint {output}/checkpoint`\n"
+        f'  2. in a container: docker run --rm --gpus all -v "$PWD:/work" -w /work {image} '
+        f"trtllm-build --checkpoint_dir {output}/checkpoint --output_dir {output}/engine\n"
+        f"  3. in an environment of its own: pip install tensorrt_llm=={version} "
+        "--extra-index-url https://pypi.nvidia.com, then `--toolchain-python` its python"
+    )
+    return ToolchainError("tensorrt_llm", f"not installed for {python}", f"TensorRT-LLM {version}", hint)
+
+
+def _interpreter(python: Path | None, executable: Path | None) -> Path:
+    if python is not None:
+        if not os.access(python, os.X_OK) or python.is_dir():
+            raise ToolchainError("--toolchain-python", f"{python}: not an executable file", "a Python interpreter")
+        return Path(os.path.abspath(python))  # not resolved: a virtual environment's python is a link
+    beside = () if executable is None else (executable.parent / "python3", executable.parent / "python")
+    return next((path for path in beside if os.access(path, os.X_OK)), Path(sys.executable))
+
+
+def _builder(interpreter: Path, python: Path | None, executable: Path | None) -> Path | None:
+    if executable is not None:
+        if not os.access(executable, os.X_OK) or executable.is_dir():
+            raise ToolchainError("--trtllm-build", f"{executable}: not an executable file", "the path of trtllm-build")
+        return Path(os.path.abspath(executable))
+    beside = interpreter.parent / BUILDER
+    if os.access(beside, os.X_OK):
+        return beside
+    on_path = shutil.which(BUILDER) if python is None else None
+    return None if on_path is None else Path(on_path)
+
+
+def help_flags(executable: Path) -> frozenset[str]:
+    """Every flag that `trtllm-build --help` lists.
+
+    Raises:
+        ToolchainError: It fails, which it does where CUDA's libraries are absent.
+    """
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        _run([str(executable), "--help"], Path(folder), _PROBE_SECONDS, lambda line: lines.append(line.text))
+    return parse_help("\n".join(lines))
+
+
+def parse_help(text: str) -> frozenset[str]:
+    """Flags of an argparse help text: those its option lines begin with, not those its sentences mention."""
+    found: set[str] = set()
+    for line in text.splitlines():
+        if re.match(r" {2,4}-", line) is not None:
+            names = re.split(r" {2,}", line.strip())[0]
+            found.update(re.findall(r"(?:^|, )(--[A-Za-z0-9_-]+)", names))
+    return frozenset(found - {"--help"})
+
+
+def visible_gpus() -> tuple[Gpu, ...]:
+    """The GPUs nvidia-smi lists that CUDA_VISIBLE_DEVICES lets through; none where there is no driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    gpus = () if done.returncode != 0 else tuple(_gpu(line) for line in done.stdout.splitlines())
+    return _let_through(tuple(gpu for gpu in gpus if gpu is not None))
+
+
+def _gpu(line: str) -> Gpu | None:
+    fields = [field.strip() for field in line.split(",")]
+    try:
+        index, name, capability, driver, mebibytes = fields
+        major, minor = capability.split(".")
+        return Gpu(int(index), name, 10 * int(major) + int(minor), driver, int(mebibytes) << 20)
+    except ValueError:
+        return None  # "[N/A]", or a line of an error
+
+
+def _let_through(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not re.fullmatch(r"(-?\d+(,-?\d+)*)?", visible):
+        return gpus  # names of GPUs (UUIDs) are not looked up: at worst too many are counted
+    indices = [] if visible == "" else [int(index) for index in visible.split(",")]
+    kept = indices[: indices.index(-1)] if -1 in indices else indices
+    return tuple(gpu for gpu in gpus if gpu.index in kept)
+
+
+# Check
+
+
+def check(toolchain: Toolchain, options: TrtllmOptions, *, dtype: str, recipe: str | None = None) -> list[Problem]:
+    """Everything that would stop a build on this machine; seconds, where the build takes minutes.
+
+    Args:
+        toolchain: What `find` found.
+        options: What is asked.
+        dtype: float16, bfloat16 or float32: the checkpoint's, since the options may leave it open.
+        recipe: That of a --from-checkpoint, likewise; None for that of the options.
+    """
+    problems = [*_version_problems(toolchain, options), *_gpu_problems(toolchain, options, dtype, recipe)]
+    if toolchain.flags != frozenset() and options.builder == "cli":
+        for name, _ in options.engine:
+            if name not in toolchain.flags:
+                found = f"{toolchain.executable} --help does not list it"
+                rows = versions.history(name)
+                hint = rows[-1].instead if rows != () else ""
+                problems.append(Problem(name, found, f"a flag of TensorRT-LLM {toolchain.version}", hint))
+    return problems
+
+
+def _version_problems(toolchain: Toolchain, options: TrtllmOptions) -> Iterator[Problem]:
+    found, flag = versions.release_of(toolchain.version), "--trtllm-version"
+    if found is None:
+        yield Problem("tensorrt_llm", f"version {toolchain.version!r}", "a version like 1.2.1")
+        return
+    if found > versions.LAST_SUPPORTED:
+        if toolchain.executable is None:
+            yield Problem(
+                "tensorrt_llm",
+                f"{toolchain.version} in {toolchain.python}: it has no {BUILDER}, engines were removed in July 2026",
+                f"{versions.LAST_VERSION}, the last version that builds, or older",
+                f"pip install tensorrt_llm=={versions.LAST_VERSION} in another environment, or the image "
+                f"{versions.image_of(versions.LAST_VERSION)}; `--target llmapi` comes in a later release of llmcompile",
+            )
+        elif options.release != versions.LAST_SUPPORTED:  # early candidates of 1.3 still build, with 1.2's flags
+            yield Problem(flag, f"{options.trtllm_version}, and {toolchain.version} is installed", "1.2 for it")
+        return
+    if found != options.release:
+        yield Problem(
+            flag,
+            f"{options.trtllm_version}, and {toolchain.version} is in {toolchain.python}",
+            "the same release: an engine runs only on the one that built it",
+            f"{flag} {toolchain.version}, or `--toolchain-python` of an environment with {options.trtllm_version}",
+        )
+    if toolchain.executable is None and options.builder == "cli":
+        yield Problem(BUILDER, f"not beside {toolchain.python}", "the program", "--trtllm-build PATH, or --builder api")
+
+
+def _gpu_problems(toolchain: Toolchain, options: TrtllmOptions, dtype: str, recipe: str | None) -> Iterator[Problem]:
+    if toolchain.gpus == ():
+        yield Problem(
+            "GPU",
+            "none visible to nvidia-smi; kernels are timed on the GPU the engine is for",
+            "one",
+            "--stop-after checkpoint here, --from-checkpoint on the GPU host",
+        )
+        return
+    kinds = sorted({gpu.sm for gpu in toolchain.gpus})
+    if len(kinds) > 1:
+        found = ", ".join(f"{gpu.index}: {gpu.name}" for gpu in toolchain.gpus)
+        yield Problem("GPU", f"different kinds ({found})", "one kind", "CUDA_VISIBLE_DEVICES=0, or those of one kind")
+    if options.build_workers > len(toolchain.gpus):
+        found = f"{options.build_workers}, and {len(toolchain.gpus)} GPU visible"
+        yield Problem("--build-workers", found, "a GPU for each", f"--build-workers {len(toolchain.gpus)}")
+    for sm in kinds:
+        yield from versions.check_gpu(
+            sm,
+            options.trtllm_version,
+            recipe=options.quantization if recipe is None else recipe,
+            dtype=dtype,
+            wo_layout=options.wo_layout,
+            kv_cache=options.kv_cache,
+        )
+    oldest, driver = versions.driver_of(options.release), toolchain.gpus[0].driver
+    branch = re.match(r"\d+", driver)
+    if branch is not None and int(branch[0]) < oldest:
+        yield Problem("driver", driver, f"{oldest} or later for TensorRT-LLM {options.trtllm_version}")
+
+
+def check_run(toolchain: Toolchain, ranks: int) -> Problem | None:
+    """Why an engine of `ranks` ranks cannot be run here, though it can be built; None where it can."""
+    if ranks > len(toolchain.gpus):
+        found = f"{ranks} ranks, and {len(toolchain.gpus)} GPU visible"
+        return Problem("engine", found, "a GPU for each rank", "only its checkpoint is validated")
+    if ranks > 1 and shutil.which("mpirun") is None:
+        return Problem("mpirun", "not on PATH", f"MPI for {ranks} ranks", "only its checkpoint is validated")
+    return None
+
+
+# Build
+
+
+def command(
+    toolchain: Toolchain, options: TrtllmOptions, *, checkpoint: Path, output: Path, folder: Path, part: str = ""
+) -> tuple[str, ...]:
+    """The words that build one checkpoint; `part` is "encoder", "decoder" or "" for a model that has no parts."""
+    assert toolchain.executable is not None
+    settings = part_settings(options.engine, part)
+    source, target = options.input_timing_cache, options.output_timing_cache
+    if source is None and (folder / CACHE).exists():
+        source = folder / CACHE
+    caches = () if source is None else ("--input_timing_cache", str(source.absolute()))
+    return (
+        str(toolchain.executable),
+        "--checkpoint_dir",
+        str((checkpoint / part).absolute()),
+        "--output_dir",
+        str((output / part).absolute()),
+        "--workers",
+        str(options.build_workers),
+        *caches,
+        "--output_timing_cache",
+        str((folder / CACHE if target is None else target).absolute()),
+        *versions.arguments(settings, options.trtllm_version),
+    )
+
+
+def part_settings(settings: Sequence[versions.Setting], part: str) -> tuple[versions.Setting, ...]:
+    """The flags one part of an encoder-decoder model takes.
+
+    The encoder has an input and no output; the decoder begins with one token, and needs the encoder's longest input.
+    Source: NVIDIA/TensorRT-LLM@aaacc9bd:examples/enc_dec/README.md.
+    """
+    if part == "":
+        return tuple(settings)
+    given = dict(settings)
+    longest = given.get("--max_encoder_input_len", given.get("--max_input_len"))
+    lengths = ("--max_encoder_input_len", "--max_input_len")
+    if part == "encoder":
+        dropped = {*lengths, "--max_seq_len", "--max_decoder_seq_len", "--paged_kv_cache", "--kv_cache_type"}
+        own = [("--paged_kv_cache", "disable")] + ([("--max_input_len", longest)] if longest is not None else [])
+    else:
+        dropped = {*lengths}
+        begin = given.get("--max_input_len", "1") if "--max_encoder_input_len" in given else "1"
+        own = [("--max_input_len", begin)]
+        own += [("--max_encoder_input_len", longest)] if longest is not None else []
+    return (*own, *((name, value) for name, value in settings if name not in dropped))
+
+
+def build_engine(
+    toolchain: Toolchain, options: TrtllmOptions, *, checkpoint: Path, output: Path, folder: Path, on_line: OnLine
+) -> None:
+    """Build every rank of a checkpoint into `output`; an encoder-decoder model is two builds.
+
+    Args:
+        toolchain: What `find` found and `check` let pass.
+        options: Flags, workers, timeout, builder.
+        checkpoint: Folder of config.json and rank files, or of encoder/ and decoder/.
+        output: Folder to write config.json and rank{r}.engine to.
+        folder: Work folder, where the timing cache stays.
+        on_line: Given every line of the log as it comes.
+
+    Raises:
+        ToolchainError: The builder failed, with its last lines, or took longer than the timeout. Whatever ends this
+            function early, an interrupt included, ends the builder's processes too.
+    """
+    limit = options.build_timeout_seconds
+    deadline = None if limit is None else time.monotonic() + limit
+    parts = PARTS if (checkpoint / PARTS[0] / "config.json").exists() else ("",)
+    for part in parts:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        (output / part).mkdir(parents=True, exist_ok=True)
+        if options.builder == "cli":
+            words = command(toolchain, options, checkpoint=checkpoint, output=output, folder=folder, part=part)
+            _run(words, folder, left, on_line)
+        else:
+            source, target = checkpoint / part, output / part
+            request = _build_request(options, checkpoint=source, output=target, folder=folder, part=part)
+            _ask(toolchain.python, request, folder=folder, timeout_seconds=left, on_line=on_line)
+
+
+def _build_request(
+    options: TrtllmOptions, *, checkpoint: Path, output: Path, folder: Path, part: str
+) -> Mapping[str, object]:
+    flags: dict[str, object] = {}
+    known = versions.flags_of(options.release)
+    for name, values in versions.grouped(part_settings(options.engine, part)).items():
+        kind, value = known[name].kind, values[-1]
+        if kind == versions.SWITCH:
+            flags[name[2:]] = value != "disable"
+        elif kind == versions.INTEGER:
+            flags[name[2:]] = int(value)
+        else:
+            flags[name[2:]] = value if value != "" else "enable"
+    source, target = options.input_timing_cache, options.output_timing_cache
+    if source is None and (folder / CACHE).exists():
+        source = folder / CACHE
+    return {
+        "action": "build",
+        "checkpoint": str(checkpoint.absolute()),
+        "output": str(output.absolute()),
+        "ranks": ranks_of(read_config(checkpoint / "config.json")),
+        "workers": options.build_workers,
+        "flags": flags,
+        # trtllm-build's own defaults; BuildConfig's were others before 0.15.
+        "defaults": {
+            "max_input_len": 1024,
+            "max_batch_size": 2048 if options.release >= (0, 14) else 256,
+            "max_beam_width": 1,
+            "max_num_tokens": 8192,
+        },
+        "input_timing_cache": None if source is None else str(source.absolute()),
+        "output_timing_cache": str((folder / CACHE if target is None else target).absolute()),
+    }
+
+
+def run_engine(
+    toolchain: Toolchain,
+    *,
+    engine: Path,
+    prompts: Sequence[Sequence[int]],
+    end_id: int,
+    logits: Path,
+    folder: Path,
+    timeout_seconds: float | None,
+    on_line: OnLine,
+) -> tuple[Path, ...]:
+    """Run an engine on prompts of token ids; one .npy of shape (tokens, vocabulary), float32, for each.
+
+    The engine was built with --gather_context_logits; `check_run` said that it can be run.
+
+    Raises:
+        ToolchainError: The runtime failed, with its last lines.
+    """
+    logits.mkdir(parents=True, exist_ok=True)
+    request = {
+        "action": "run",
+        "engine": str(engine.absolute()),
+        "prompts": [list(prompt) for prompt in prompts],
+        "end_id": end_id,
+        "logits": str(logits.absolute()),
+    }
+    ranks = ranks_of(_mapping(read_config(engine / "config.json"), "pretrained_config"))
+    launcher = () if ranks == 1 else ("mpirun", "-n", str(ranks))
+    _ask(
+        toolchain.python,
+        request,
+        folder=folder,
+        timeout_seconds=timeout_seconds,
+        on_line=on_line,
+        launcher=launcher,
+    )
+    return tuple(logits / f"{index}.npy" for index in range(len(prompts)))
+
+
+# Check the result
+
+
+def check_engine_dir(folder: Path, checkpoint: Mapping[str, object], toolchain: Toolchain) -> EngineFacts:
+    """Hold an engine folder against the checkpoint it was built from; an encoder-decoder model has two of each.
+
+    Args:
+        folder: Holds config.json and rank{r}.engine.
+        checkpoint: The checkpoint's config.json.
+        toolchain: What built it.
+
+    Raises:
+        ToolchainError: A file is absent or empty, or the engine is of another mapping.
+    """
+    config = read_config(folder / "config.json")
+    for key in ("version", "pretrained_config", "build_config"):
+        if key not in config:
+            raise ToolchainError(f"{folder / 'config.json'}", f"no {key}", "version, pretrained_config, build_config")
+    wanted, found = _degrees(checkpoint), _degrees(_mapping(config, "pretrained_config"))
+    if wanted != found:
+        raise ToolchainError(f"{folder / 'config.json'}", f"ranks, tp, pp = {found}", f"{wanted}, the checkpoint's")
+    sizes = []
+    for rank in range(wanted[0]):
+        path = folder / f"rank{rank}.engine"
+        size = path.stat().st_size if path.is_file() else 0
+        if size == 0:
+            state = "empty" if path.exists() else "absent"
+            raise ToolchainError(str(path), state, f"an engine for each of {wanted[0]} ranks", "see the builder's log")
+        sizes.append(size)
+    gpu = toolchain.gpus[0] if toolchain.gpus != () else None
+    return EngineFacts(
+        trtllm_version=str(config["version"]),
+        tensorrt_version=toolchain.tensorrt,
+        ranks=len(sizes),
+        size_bytes=sum(sizes),
+        gpu=None if gpu is None else gpu.name,
+        sm=None if gpu is None else gpu.sm,
+        driver=None if gpu is None else gpu.driver,
+    )
+
+
+def facts_json(facts: EngineFacts) -> dict[str, object]:
+    """The facts as the manifest writes them."""
+    return asdict(facts)
+
+
+def read_config(path: Path) -> Mapping[str, object]:
+    """A config.json that must be an object.
+
+    Raises:
+        ToolchainError: It is absent or is none.
+    """
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ToolchainError(str(path), f"not readable as JSON: {error}", "what the builder writes") from error
+    if not isinstance(config, dict):
+        raise ToolchainError(str(path), f"a JSON {type(config).__name__}", "an object")
+    return config
+
+
+def _mapping(config: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _degrees(config: Mapping[str, object]) -> tuple[int, int, int]:
+    mapping = _mapping(config, "mapping")
+
+    def of(name: str, default: int) -> int:
+        value = mapping.get(name, default)
+        return value if isinstance(value, int) else default
+
+    tp, pp = of("tp_size", 1), of("pp_size", 1)
+    return of("world_size", tp * pp * of("cp_size", 1)), tp, pp
+
+
+def ranks_of(config: Mapping[str, object]) -> int:
+    """Ranks of a checkpoint, by its config.json."""
+    return _degrees(config)[0]
+
+
+# Run
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment without tokens and keys, for programs that need none; their output is not buffered."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if (_SECRET.search(name) is None or name in _NO_SECRET) and not name.startswith("LLMCOMPILE_")
+    }
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+_STAGES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"Build TensorRT engine (.+)"), "building {0}"),
+    (re.compile(r"Total time of building (?!all)(.+): (\d+:\d+:\d+)"), "built {0} in {1}"),
+    (re.compile(r"Serializing engine to .*?(?:rank(\d+)\.engine|managed_weights.*)\.\.\."), "writing rank {0}"),
+    (re.compile(r"Engine serialized\. Total time: (\d+:\d+:\d+)"), "written in {0}"),
+    (re.compile(r"Total time of building all (?:\d+ )?engines: (\d+:\d+:\d+)"), "all engines built in {0}"),
+)
+"""Lines of builder.py and commands/build.py (0.8 to 1.2) that tell how far a build is."""
+
+
+def progress(text: str) -> str | None:
+    """What a line of the builder's log says of how far it is; None for most."""
+    for pattern, words in _STAGES:
+        match = pattern.search(text)
+        if match is not None:
+            return words.format(*match.groups(default=""))
+    return None
+
+
+def _ask(
+    python: Path,
+    request: Mapping[str, object],
+    *,
+    folder: Path | None = None,
+    timeout_seconds: float | None = _PROBE_SECONDS,
+    on_line: OnLine | None = None,
+    launcher: Sequence[str] = (),
+) -> Mapping[str, object]:
+    results: list[Mapping[str, object]] = []
+
+    def sort(line: Line) -> None:
+        event = _event(line.text)
+        if event is not None and event["event"] == "result":
+            results.append(event)
+        elif on_line is not None:
+            on_line(line if event is None else Line(str(event.get("text", "")), str(event.get("text", ""))))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "request.json"
+        path.write_text(json.dumps(request))
+        words = [*launcher, str(python), str(_WORKER), str(path)]
+        _run(words, Path(scratch) if folder is None else folder, timeout_seconds, sort)
+    if results == []:
+        raise ToolchainError(str(python), "answered nothing", "a result of worker.py", "is it Python 3.8 or later?")
+    return results[-1]
+
+
+def _event(text: str) -> Mapping[str, object] | None:
+    if not text.startswith('{"event"'):
+        return None
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
+def _run(words: Sequence[str], folder: Path, timeout_seconds: float | None, on_line: OnLine) -> None:
+    """Run a program in a session of its own, its two streams as one; whatever ends this ends all its processes."""
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        process = subprocess.Popen(  # noqa: S603
+            list(words),
+            cwd=folder,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ToolchainError(words[0], f"cannot be started: {error.strerror}", "a program") from error
+    try:
+        for text in _lines(process, timeout_seconds):
+            last.append(text)
+            on_line(Line(text, progress(text)))
+        code = process.wait()
+    except TimeoutError as error:
+        raise ToolchainError(
+            _name(words),
+            f"still running after {timeout_seconds:.0f} s; stopped",
+            "an end within --build-timeout",
+            "a longer --build-timeout\n" + _tail(last),
+        ) from error
+    finally:
+        _stop(process)
+    if code != 0:
+        ended = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+        hint = f"to repeat it: cd {shlex.quote(str(folder))} && {shlex.join(words)}\n{_tail(last)}"
+        raise ToolchainError(_name(words), ended, "exit code 0", hint)
+
+
+def _name(words: Sequence[str]) -> str:
+    return next((Path(word).name for word in words if word.endswith((".py", BUILDER))), Path(words[0]).name)
+
+
+def _tail(last: Sequence[str]) -> str:
+    return f"its last {len(last)} lines:\n" + "\n".join(f"  {text}" for text in last)
+
+
+def _lines(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> Iterator[str]:
+    """Lines as they come; a carriage return ends one too, since progress bars use it."""
+    assert process.stdout is not None
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError
+            ready = selector.select(left)
+            chunk = os.read(process.stdout.fileno(), 1 << 16) if ready != [] else None
+            if chunk == b"" or (chunk is None and process.poll() is not None):
+                break  # closed, or a grandchild keeps it open after the end
+            *whole, pending = re.split(rb"[\r\n]+", pending + (b"" if chunk is None else chunk))
+            yield from (_text(line) for line in whole if line.strip() != b"")
+    if pending.strip() != b"":
+        yield _text(pending)
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the session: politely first, and then not; nothing where all has ended."""
+    for sent, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 1.0)):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        if _ended(process, seconds):
+            break
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        process.poll()  # a process that was not waited for is still in its group
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False

@@ -1,0 +1,152 @@
+"""The engine stage: find the vendor's builder before any work, run it on a finished checkpoint, record what it made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcompile.errors import ToolchainError, collected
+from llmcompile.exporters.backends import Options
+from llmcompile.exporters.ft.options import FtOptions
+from llmcompile.exporters.spec import Layout
+from llmcompile.exporters.trtllm import toolchain, versions
+from llmcompile.exporters.trtllm.layout import DTYPES, FOLDER
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.packaging import manifest as records
+from llmcompile.writing import WorkDirectory, hash_file
+
+if TYPE_CHECKING:
+    from llmcompile.exporters.trtllm.toolchain import Toolchain
+    from llmcompile.pipeline.job import View
+
+ENGINE = "engine"
+
+
+def find(options: Options, layout: Layout) -> Toolchain | None:
+    """What will build the engine; None when none is asked for.
+
+    Raises:
+        ToolchainError: There is no TensorRT-LLM, or it or the GPU does not suit; every reason.
+    """
+    if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
+        return None
+    dtype = next(name for name, dtype in DTYPES.items() if dtype == layout.dtype)
+    return _found(options, dtype, options.quantization)
+
+
+def _found(options: TrtllmOptions, dtype: str, recipe: str | None) -> Toolchain:
+    found = toolchain.find(
+        options.toolchain_python,
+        options.trtllm_build,
+        version=options.trtllm_version,
+        checkpoint=str(options.build.output),
+    )
+    problems = toolchain.check(found, options, dtype=dtype, recipe=recipe)
+    if len(problems) > 0:
+        raise collected(ToolchainError, problems)
+    return found
+
+
+def find_for(options: TrtllmOptions, config: dict[str, object]) -> Toolchain:
+    """What will build the engine of a finished checkpoint, by its config.json.
+
+    Raises:
+        ToolchainError: As for `find`.
+    """
+    quantization = config.get("quantization")
+    algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
+    return _found(options, str(config.get("dtype")), None if algorithm is None else versions.recipe_of(str(algorithm)))
+
+
+def build(
+    options: TrtllmOptions | FtOptions,
+    found: Toolchain,
+    work: WorkDirectory,
+    view: View,
+    *,
+    checkpoint: Path | None = None,
+) -> records.Engine:
+    """Build the engine of a checkpoint into the work directory and note its files.
+
+    Args:
+        options: What was asked.
+        found: What `find` gave.
+        work: Where the artifact is made.
+        view: Shown every line of the builder's log.
+        checkpoint: The checkpoint; None for the one in the work directory.
+
+    Raises:
+        ToolchainError: The builder failed or did not make what it should.
+    """
+    assert isinstance(options, TrtllmOptions)
+    source = work.path / FOLDER if checkpoint is None else checkpoint
+    target = work.path / ENGINE
+    if target.exists():
+        # A run that was stopped while building left it in our own work directory; engines are not resumed.
+        shutil.rmtree(target)
+    target.mkdir()
+    toolchain.build_engine(found, options, checkpoint=source, output=target, folder=work.path, on_line=view.building)
+    parts = [part for part in toolchain.PARTS if (source / part / "config.json").exists()]
+    facts = [
+        toolchain.check_engine_dir(target / part, toolchain.read_config(source / part / "config.json"), found)
+        for part in (parts if len(parts) > 0 else [""])
+    ]
+    for path in sorted(path for path in work.path.rglob("*") if path.is_file()):
+        file = path.relative_to(work.path)
+        if file.parts[0] == ENGINE or file.name == toolchain.CACHE:
+            work.record(str(file), hash_file(path))
+    first = facts[0]
+    return records.Engine(
+        tensorrt_llm=first.trtllm_version,
+        tensorrt=first.tensorrt_version,
+        gpu=first.gpu,
+        compute_capability=None if first.sm is None else f"{first.sm // 10}.{first.sm % 10}",
+        driver=first.driver,
+        ranks=first.ranks,
+        bytes=sum(fact.size_bytes for fact in facts),
+        flags=tuple(f"{name} {value}".strip() for name, value in options.engine),
+    )
+
+
+def leave_out_checkpoint(options: Options, work: WorkDirectory) -> None:
+    """Remove the checkpoint from the work directory, once the engine is there, unless it is to be kept."""
+    assert isinstance(options, TrtllmOptions)
+    if options.keep_checkpoint:
+        return
+    folder = work.path / FOLDER
+    if folder.exists():
+        shutil.rmtree(folder)
+    for file in [file for file in work.finished if file.startswith(FOLDER)]:
+        work.forget(file)
+
+
+def why_not_run(options: TrtllmOptions, found: Toolchain, built: records.Engine, work: Path) -> str | None:
+    """Why the engine cannot be run here to compare its logits; None when it can."""
+    if (work / ENGINE / toolchain.PARTS[0]).exists():
+        return "encoder and decoder engines are not run"
+    gathering = ("--gather_context_logits", "--gather_all_token_logits")
+    if not any(name in gathering and value != "disable" for name, value in options.engine):
+        return "it was built without --gather-context-logits"
+    problem = toolchain.check_run(found, built.ranks)
+    return None if problem is None else f"{problem}; {problem.hint}"
+
+
+def run(found: Toolchain, work: Path, prompts: Sequence[Sequence[int]], end_id: int, view: View) -> tuple[Path, ...]:
+    """Run the engine on prompts; one .npy of logits (tokens, vocabulary) for each, beside the work directory.
+
+    Raises:
+        ToolchainError: The runtime failed.
+    """
+    logits = work.with_name(work.name + ".logits")
+    return toolchain.run_engine(
+        found,
+        engine=work / ENGINE,
+        prompts=prompts,
+        end_id=end_id,
+        logits=logits,
+        folder=work,
+        timeout_seconds=None,
+        on_line=view.building,
+    )

@@ -1,0 +1,291 @@
+"""Engines from a checkpoint that is finished already: ours, made where there is no GPU, or anybody's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompile import __version__, environment
+from llmcompile.architectures import lookup
+from llmcompile.checkpoint.folder import Checkpoint, auxiliary_files, contained, open_checkpoint
+from llmcompile.checkpoint.hub import locate
+from llmcompile.errors import (
+    CheckpointError,
+    LlmCompileError,
+    MismatchError,
+    OptionsError,
+    OutputError,
+    ToolchainError,
+    collected,
+)
+from llmcompile.exporters.trtllm import toolchain
+from llmcompile.exporters.trtllm.layout import FOLDER
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.packaging import manifest as records
+from llmcompile.pipeline import checking, engine, validating
+from llmcompile.pipeline.job import Report, View, check_writable
+from llmcompile.writing import MANIFEST, WorkDirectory, check_no_leftovers, check_replaceable, hash_file
+
+if TYPE_CHECKING:
+    from llmcompile.exporters.trtllm.toolchain import Toolchain
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to build an engine from.
+
+    Attributes:
+        options: What was asked.
+        checkpoint: Folder of config.json and rank files, or of encoder/ and decoder/.
+        config: config.json; the decoder's where there are two.
+        label: Short name for people.
+        ranks: Rank files.
+        manifest: The record of the artifact it lies in, where it is one of ours.
+        model: The Hugging Face model to validate against, where one was given.
+        auxiliary: Tokenizer and configuration files to carry along: name -> path.
+        toolchain: What builds the engine; None when none was found.
+        errors: What stands in the way, all of it.
+    """
+
+    options: TrtllmOptions
+    checkpoint: Path
+    config: Mapping[str, Any]
+    label: str
+    ranks: int
+    manifest: records.Manifest | None
+    model: Checkpoint | None
+    auxiliary: Mapping[str, Path]
+    toolchain: Toolchain | None
+    errors: tuple[LlmCompileError, ...]
+
+
+def open_start(options: TrtllmOptions, report: Report) -> Start:
+    """Find the checkpoint, its manifest, the model and the builder; reads no tensor data and writes nothing.
+
+    Raises:
+        CheckpointError: There is no checkpoint, a rank file is missing, or the model's own troubles.
+        NetworkError: The hub failed.
+    """
+    assert options.from_checkpoint is not None
+    build = options.build
+    with report.stage("locate"):
+        checkpoint = _folder(options.from_checkpoint)
+        config = _config(checkpoint)
+        manifest = _manifest_of(checkpoint)
+        model = None
+        if build.model != str(options.from_checkpoint):
+            model = open_checkpoint(locate(build.model, revision=build.revision, token=build.token).root)
+    errors: list[LlmCompileError] = []
+    found = None
+    with report.stage("toolchain"):
+        try:
+            found = engine.find_for(options, dict(config))
+        except ToolchainError as error:
+            errors.append(error)
+    try:
+        check_replaceable(build.output, force=build.force)
+        check_no_leftovers(build.output, resume=build.resume)
+        if not build.dry_run:
+            check_writable(build.output)
+    except OutputError as error:
+        errors.append(error)
+    if options.build.validate and model is None and manifest is None:
+        errors.append(
+            OptionsError(
+                "--from-checkpoint",
+                f"{checkpoint} has no manifest, and no --model was given to validate it against",
+                "one of them",
+                "add --model DIR|HUB_ID, or --no-validate",
+            )
+        )
+    return Start(
+        options=options,
+        checkpoint=checkpoint,
+        config=config,
+        label=checkpoint.name if checkpoint.name != FOLDER.strip("/") else checkpoint.parent.name,
+        ranks=toolchain.ranks_of(config),
+        manifest=manifest,
+        model=model,
+        auxiliary=_auxiliary(checkpoint, manifest, model),
+        toolchain=found,
+        errors=tuple(errors),
+    )
+
+
+def _folder(given: Path) -> Path:
+    for folder in (given, given / FOLDER):
+        if (folder / "config.json").is_file() and (folder / "rank0.safetensors").is_file():
+            return folder.absolute()
+        if all((folder / part / "config.json").is_file() for part in toolchain.PARTS):
+            return folder.absolute()
+    raise CheckpointError(
+        str(given),
+        "no config.json beside rank0.safetensors",
+        "a TensorRT-LLM checkpoint, or an OUTPUT that holds one",
+        "make one: llmcompile build trtllm --stop-after checkpoint --model DIR|HUB_ID OUTPUT",
+    )
+
+
+def _parts(checkpoint: Path) -> tuple[Path, ...]:
+    if (checkpoint / "config.json").is_file():
+        return (checkpoint,)
+    return tuple(checkpoint / part for part in toolchain.PARTS)
+
+
+def _config(checkpoint: Path) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = {}
+    for part in _parts(checkpoint):
+        config = toolchain.read_config(part / "config.json")
+        missing = [
+            rank for rank in range(toolchain.ranks_of(config)) if not (part / f"rank{rank}.safetensors").is_file()
+        ]
+        if len(missing) > 0:
+            names = ", ".join(f"rank{rank}.safetensors" for rank in missing)
+            raise CheckpointError(str(part), f"no {names}", "a file for each rank of config.json", "copy it again")
+    return config
+
+
+def _manifest_of(checkpoint: Path) -> records.Manifest | None:
+    path = checkpoint.parent / MANIFEST
+    return records.read(path) if checkpoint.name == FOLDER.strip("/") and path.is_file() else None
+
+
+def _auxiliary(checkpoint: Path, manifest: records.Manifest | None, model: Checkpoint | None) -> Mapping[str, Path]:
+    """Files a server needs beside the engine: the model's, or those the artifact carries already."""
+    if model is not None:
+        return {name: contained(model.root, name) for name in model.auxiliary}
+    if manifest is None:
+        return {}
+    root = checkpoint.parent
+    return {
+        name: root / name
+        for name in auxiliary_files([record.path for record in manifest.files if "/" not in record.path])
+    }
+
+
+def build_from(start: Start, view: View, report: Report) -> None:
+    """Check the checkpoint, build its engine and publish it.
+
+    Raises:
+        LlmCompileError: What `start.errors` holds.
+        MismatchError: The checkpoint is not what its manifest says, or disagrees with the model.
+        ToolchainError: The builder failed.
+        OutputError: OUTPUT cannot be made.
+    """
+    if len(start.errors) > 0:
+        problems = [problem for error in start.errors for problem in error.problems]
+        raise collected(type(start.errors[0]), problems)
+    assert start.toolchain is not None
+    options = start.options
+    with report.stage("validate"):
+        validation = _validated(start, view)
+    with WorkDirectory(
+        options.build.output, job=_identity(start), resume=options.build.resume, force=options.build.force
+    ) as work:
+        with report.stage("engine"):
+            built = engine.build(options, start.toolchain, work, view, checkpoint=start.checkpoint)
+        for name, path in start.auxiliary.items():
+            work.write_bytes(name, path.read_bytes())
+        manifest = _manifest(start, work, validation, built)
+        with report.stage("publish"):
+            work.write_bytes(MANIFEST, records.to_bytes(manifest))
+            work.publish()
+        report.manifest, report.output = manifest, options.build.output
+
+
+def _validated(start: Start, view: View) -> records.Validation | None:
+    """What is known of the checkpoint's numbers: its bytes against the manifest, and its outputs against the model."""
+    validation = None
+    if start.manifest is not None:
+        _, problems = checking.verify(start.checkpoint.parent)
+        if len(problems) > 0:
+            raise collected(MismatchError, problems)
+        validation = start.manifest.validation
+    if start.model is None or not start.options.build.validate:
+        return validation
+    from llmcompile.validation import trtllm
+
+    architecture = lookup(start.model.config, start.model.tensors)
+    subject = validating.trtllm_subject(
+        start.model,
+        architecture,
+        architecture.dims(start.model.config),
+        folder=start.checkpoint,
+        eval_text=start.options.eval_text,
+        overflow_accepted=False,
+    )
+    build = start.options.build
+    validated = validating.run(trtllm, subject, start.ranks, view, build.atol, build.rtol, build.trust_remote_code)
+    if len(validated.problems) > 0:
+        raise collected(MismatchError, validated.problems)
+    return validated.record
+
+
+def _files(start: Start) -> Iterator[records.FileRecord]:
+    for part in _parts(start.checkpoint):
+        names = ["config.json", *(f"rank{rank}.safetensors" for rank in range(start.ranks))]
+        for name in names:
+            written = hash_file(part / name)
+            path = str((part / name).relative_to(start.checkpoint))
+            yield records.FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256)
+
+
+def _identity(start: Start) -> dict[str, Any]:
+    """What makes two runs the same job."""
+    files = [path for part in _parts(start.checkpoint) for path in sorted(part.iterdir()) if path.is_file()]
+    return {
+        "llmcompile": __version__,
+        "backend": "trtllm",
+        "options": _recorded(start),
+        "sources": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
+
+
+def _recorded(start: Start) -> dict[str, Any]:
+    options = start.options
+    return {
+        "from_checkpoint": str(options.from_checkpoint),
+        "builder": options.builder,
+        "trtllm_version": options.trtllm_version,
+        "engine": json.dumps([list(setting) for setting in options.engine]),
+    }
+
+
+def _manifest(
+    start: Start, work: WorkDirectory, validation: records.Validation | None, built: records.Engine
+) -> records.Manifest:
+    before = start.manifest
+    sizes = {
+        axis: int(start.config[key])
+        for axis, key in (("vocab", "vocab_size"), ("hidden", "hidden_size"), ("layers", "num_hidden_layers"))
+        if isinstance(start.config.get(key), int)
+    }
+    unknown = records.Model(architecture=str(start.config.get("architecture")), sizes=sizes, facts={})
+    return records.Manifest(
+        tool=records.Tool(version=__version__),
+        backend="trtllm",
+        source=records.Source(
+            model=start.label if before is None else before.source.model,
+            revision=None if before is None else before.source.revision,
+            commit=None if before is None else before.source.commit,
+            format="trtllm",
+            files=tuple(_files(start)),
+        ),
+        model=unknown if before is None else before.model,
+        options={**({} if before is None else before.options), **_recorded(start)},
+        versions=environment.versions(["numpy"]),
+        files=tuple(
+            records.FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256)
+            for path, written in sorted(work.finished.items())
+            if path != MANIFEST
+        ),
+        deviations=(),
+        ignored=(),
+        overflowed={} if before is None else before.overflowed,
+        notes=() if before is None else before.notes,
+        validation=validation,
+        engine=built,
+    )

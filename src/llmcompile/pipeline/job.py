@@ -1,0 +1,339 @@
+"""A build that is fully known and has not begun: the model located, its headers read, the plan made."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from llmcompile import environment
+from llmcompile.architectures import lookup
+from llmcompile.architectures.spec import Architecture, Dims
+from llmcompile.checkpoint.folder import Checkpoint, contained, open_checkpoint
+from llmcompile.checkpoint.headers import reject_lfs_pointer
+from llmcompile.checkpoint.hub import Located, locate, peek
+from llmcompile.dtypes import BY_NAME, FP16, DType
+from llmcompile.errors import (
+    CheckpointError,
+    LlmCompileError,
+    OutputError,
+    PlanError,
+    Problem,
+    ResourceError,
+    ToolchainError,
+    UnsupportedError,
+    collected,
+)
+from llmcompile.exporters.backends import BACKENDS, Options
+from llmcompile.exporters.options import BuildOptions
+from llmcompile.exporters.spec import Layout
+from llmcompile.packaging import manifest as records
+from llmcompile.pipeline import engine
+from llmcompile.plan import Plan, make_plan
+from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
+
+if TYPE_CHECKING:
+    from llmcompile.exporters.trtllm.toolchain import Line, Toolchain
+    from llmcompile.validation.checks import Check
+
+BUDGET_BYTES = 256 << 20
+"""Tensor data held at once unless --max-memory says otherwise; a larger tensor passes alone."""
+_SLACK_BYTES = 48 << 20
+"""What threads, staging buffers and the interpreter take beyond the process as it stands when the plan is made."""
+_VALIDATION_BYTES = 768 << 20
+"""What torch, transformers and a small model take while validating."""
+_BLOCK_BYTES = 256 << 20
+
+
+class View(Protocol):
+    """Shows a person what is going on; the pipeline calls it, the command line implements it."""
+
+    def planned(self, job: Job) -> None:
+        """The plan stands."""
+
+    @contextmanager
+    def writing(self, total_bytes: int, done_bytes: int) -> Iterator[Callable[[int, str], None]]:
+        """Show the progress of writing; yields what to call with each block's bytes and its tensor's name."""
+        yield lambda size_bytes, tensor: None
+
+    def validating(self, subject: str, ranks: int) -> None:
+        """Validation begins."""
+
+    def checked(self, check: Check | str) -> None:
+        """One comparison was made, or something was left out."""
+
+    def building(self, line: Line) -> None:
+        """The vendor's builder said something."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job needs against what the machine has, all in bytes.
+
+    Attributes:
+        memory: Peak of the conversion.
+        memory_least: What it would be with one worker.
+        memory_validation: Peak of the validation, estimated; 0 without one.
+        memory_available: What is free, or --max-memory where that is less.
+        budget: Tensor data the conversion may hold at once.
+        disk: Still to be written.
+        disk_available: Free where OUTPUT will be.
+        workers: Threads that rearrange and write.
+    """
+
+    memory: int
+    memory_least: int
+    memory_validation: int
+    memory_available: int
+    budget: int
+    disk: int
+    disk_available: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A build that is fully known and has not begun.
+
+    Attributes:
+        options: What was asked.
+        located: Where the model is.
+        checkpoint: Its files and headers.
+        architecture: Its family.
+        dims: Its sizes and facts.
+        layout: The artifact.
+        plan: The work.
+        resources: What it takes.
+        errors: What stands in the way, all of it.
+        toolchain: What builds the engine; None when none is asked for, or none was found.
+    """
+
+    options: Options
+    located: Located
+    checkpoint: Checkpoint
+    architecture: Architecture
+    dims: Dims
+    layout: Layout
+    plan: Plan
+    resources: Resources
+    errors: tuple[LlmCompileError, ...]
+    toolchain: Toolchain | None = None
+
+    @property
+    def files(self) -> int:
+        """Files the artifact will have, the manifest included."""
+        return len(self.plan.files) + len(self.layout.texts) + len(self.checkpoint.auxiliary) + 1
+
+
+@dataclass
+class Report:
+    """What a run did; unlike the manifest it knows the time, the place and the machine."""
+
+    started: str
+    stages: dict[str, float] = field(default_factory=dict)
+    manifest: records.Manifest | None = None
+    output: Path | None = None
+    rejected: Path | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start
+
+
+def begin() -> Report:
+    """An empty report, stamped with the time."""
+    return Report(started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+
+def prepare(options: Options, report: Report) -> Job:
+    """Locate the model, read its headers and make the plan; reads no tensor data and writes nothing.
+
+    Raises:
+        CheckpointError: The checkpoint is absent, damaged or lies.
+        UnsupportedError: No family answers to it.
+        NetworkError: The hub failed.
+    """
+    build = options.build
+    with report.stage("locate"):
+        located, checkpoint = _open(build)
+    with report.stage("plan"):
+        architecture = lookup(checkpoint.config, checkpoint.tensors)
+        dims = architecture.dims(checkpoint.config)
+        _refuse_impossible_sizes(dims, checkpoint)
+        layout = BACKENDS[options.backend].make_layout(
+            architecture, dims, options, source_dtype=prevailing_dtype(checkpoint), model_label=located.label
+        )
+        plan = make_plan(
+            architecture,
+            dims,
+            checkpoint.tensors,
+            layout.rows,
+            ranks=layout.ranks,
+            dtype=layout.dtype,
+            unused=layout.unused,
+            pp=layout.pp,
+            moe_ep=layout.moe_ep,
+        )
+        resources = _resources(build, checkpoint, plan)
+    errors = list(_obstacles(build, layout, plan, resources))
+    toolchain = None
+    if len(layout.refusals) == 0:
+        with report.stage("toolchain"):
+            try:
+                toolchain = engine.find(options, layout)
+            except ToolchainError as error:
+                errors.append(error)
+    return Job(
+        options=options,
+        located=located,
+        checkpoint=checkpoint,
+        architecture=architecture,
+        dims=dims,
+        layout=layout,
+        plan=plan,
+        resources=resources,
+        errors=tuple(errors),
+        toolchain=toolchain,
+    )
+
+
+def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
+    """The model's headers; for a dry run without downloading its weights, where that is possible."""
+    peeked = peek(build.model, revision=build.revision, token=build.token) if build.dry_run else None
+    if peeked is not None:
+        return peeked
+    located = locate(build.model, revision=build.revision, token=build.token)
+    checkpoint = open_checkpoint(located.root)
+    _reject_auxiliary_pointers(checkpoint)
+    return located, checkpoint
+
+
+def _refuse_impossible_sizes(dims: Dims, checkpoint: Checkpoint) -> None:
+    """A size below one, or more layers than there are tensors, is refused before anything loops over it."""
+    tensors = len(checkpoint.tensors)
+    problems = [
+        Problem(f"config.json: {axis}", str(size), f"1 to {most}", "check that config.json belongs to these weights")
+        for axis, size in dims.sizes.items()
+        if not 1 <= size <= (most := tensors if axis in ("layers", "decoder_layers") else 2**40)
+    ]
+    if len(problems) > 0:
+        raise collected(CheckpointError, problems)
+
+
+def _reject_auxiliary_pointers(checkpoint: Checkpoint) -> None:
+    for name in checkpoint.auxiliary:
+        with contained(checkpoint.root, name).open("rb") as file:
+            reject_lfs_pointer(file.read(64), name)
+
+
+def prevailing_dtype(checkpoint: Checkpoint) -> DType:
+    """The float type most of a checkpoint's bytes have; fp16 for one without floats."""
+    sizes: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype.is_float:
+            sizes[tensor.dtype.name] = sizes.get(tensor.dtype.name, 0) + tensor.size_bytes
+    name = max(sizes, key=lambda key: sizes[key], default=FP16.name)
+    return BY_NAME["fp32" if name == "fp64" else name]
+
+
+def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan) -> Resources:
+    workers = min(4, environment.cores() + 1) if build.workers is None else build.workers
+    base = environment.resident_memory() + _SLACK_BYTES
+    largest = plan.memory_bytes(1)
+    budget = max(largest, BUDGET_BYTES) if build.max_memory is None else max(0, build.max_memory - base)
+    available = environment.available_memory() + environment.resident_memory()
+    done = _allocated(work_path(build.output)) if build.resume else 0
+    return Resources(
+        memory=base + max(largest, min(budget, plan.memory_bytes(workers))),
+        memory_least=base + largest,
+        memory_validation=_validation_memory(checkpoint) if build.validate else 0,
+        memory_available=available if build.max_memory is None else min(available, build.max_memory),
+        budget=budget,
+        disk=max(0, plan.output_bytes - done),
+        disk_available=environment.free_disk(build.output.absolute().parent),
+        workers=workers,
+    )
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes of disk the files of a folder take."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _validation_memory(checkpoint: Checkpoint) -> int:
+    """One module in float32 with its working copies, and the largest tensor as stored."""
+    elements = max((tensor.size_bytes // tensor.dtype.size_bytes for tensor in checkpoint.tensors.values()), default=0)
+    stored = max((tensor.size_bytes for tensor in checkpoint.tensors.values()), default=0)
+    return _VALIDATION_BYTES + stored + 3 * min(4 * elements, _BLOCK_BYTES)
+
+
+def _obstacles(build: BuildOptions, layout: Layout, plan: Plan, resources: Resources) -> Iterator[LlmCompileError]:
+    """Everything that stands in the way, worst first."""
+    if len(layout.refusals) > 0:
+        yield collected(UnsupportedError, layout.refusals)
+    elif len(plan.problems) > 0:
+        yield collected(PlanError, plan.problems)
+    shortages = list(_shortages(build, resources))
+    if len(shortages) > 0:
+        yield collected(ResourceError, shortages)
+    try:
+        check_replaceable(build.output, force=build.force)
+        check_no_leftovers(build.output, resume=build.resume)
+        if not build.dry_run:
+            check_writable(build.output)
+    except OutputError as error:
+        yield error
+
+
+def check_writable(output: Path) -> None:
+    """Refuse an output whose folder cannot be written to.
+
+    Raises:
+        OutputError: It is no folder, or not writable for this user.
+    """
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(str(parent), "not a folder", "a folder to make OUTPUT in", "choose another OUTPUT")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(str(parent), "not writable", "a folder this user may write to", "choose another OUTPUT")
+
+
+def _shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
+    have = resources.memory_available
+    source = "--max-memory" if build.max_memory is not None and have == build.max_memory else "free memory"
+    if resources.memory > have:
+        yield Problem(
+            "memory",
+            f"{resources.memory} bytes needed to convert, {have} bytes of {source}",
+            hint=f"at least --max-memory {resources.memory_least} is needed, with --workers 1",
+        )
+    if resources.memory_validation > have:
+        yield Problem(
+            "memory",
+            f"about {resources.memory_validation} bytes needed to validate, {have} bytes of {source}",
+            hint="validate on a larger machine: add --no-validate here and run llmcompile verify --deep there",
+        )
+    if resources.disk > resources.disk_available:
+        yield Problem(
+            "disk",
+            f"{resources.disk} bytes needed, {resources.disk_available} bytes free",
+            hint="make room, or choose an OUTPUT on another disk",
+        )
+
+
+def refuse(job: Job) -> None:
+    """Raise everything that stands in the way, if there is anything, as an error of the first kind of it."""
+    if len(job.errors) > 0:
+        raise collected(type(job.errors[0]), [problem for error in job.errors for problem in error.problems])

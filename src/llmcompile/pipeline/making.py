@@ -1,0 +1,190 @@
+"""Makes an artifact and publishes it: write, validate, build the engine where there is one, record, rename."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from llmcompile import __version__, environment
+from llmcompile.checkpoint.folder import contained
+from llmcompile.errors import MismatchError, Problem, collected
+from llmcompile.exporters.backends import BACKENDS
+from llmcompile.packaging import manifest as records
+from llmcompile.pipeline import engine, validating
+from llmcompile.pipeline.job import Job, Report, View, refuse
+from llmcompile.stream import Streamed, stream
+from llmcompile.writing import MANIFEST, WorkDirectory, hash_file, work_path
+
+_NUMERIC_PACKAGES = ("numpy",)
+_VALIDATION_PACKAGES = ("safetensors", "tokenizers", "torch", "transformers")
+
+
+def build(job: Job, view: View, report: Report) -> None:
+    """Make the artifact and publish it.
+
+    Raises:
+        OutputError: OUTPUT cannot be made.
+        CheckpointError: The checkpoint changed or cannot be read.
+        MismatchError: A cast overflowed, or the artifact disagrees with the model.
+    """
+    refuse(job)
+    options = job.options.build
+    with WorkDirectory(options.output, job=_identity(job), resume=options.resume, force=options.force) as work:
+        with report.stage("write"):
+            streamed = _write(job, work, view)
+        _refuse_overflow(job, streamed)
+        validation = None
+        if options.validate:
+            with report.stage("validate"):
+                validation = validating.of_job(job, work.path, view, overflow_accepted=len(streamed.overflowed) > 0)
+        built = None
+        if job.toolchain is not None and (validation is None or validation.record.passed):
+            with report.stage("engine"):
+                built = engine.build(job.options, job.toolchain, work, view)
+            if options.validate:
+                with report.stage("run"):
+                    validation = validating.of_engine(job, built, work.path, view, validation)
+            engine.leave_out_checkpoint(job.options, work)
+        manifest = _manifest(job, work, streamed, validation, built)
+        if validation is not None and not validation.record.passed:
+            work.write_bytes(MANIFEST, records.to_bytes(manifest))
+            report.manifest, report.rejected = manifest, work.reject()
+            raise collected(MismatchError, _kept(validation.problems, report.rejected))
+        with report.stage("publish"):
+            work.write_bytes(MANIFEST, records.to_bytes(manifest))
+            work.publish()
+        report.manifest, report.output = manifest, options.output
+
+
+def _kept(problems: list[Problem], rejected: Path) -> list[Problem]:
+    first, *rest = problems
+    hint = f"the artifact is kept at {rejected} for inspection"
+    return [Problem(first.subject, first.found, first.expected, hint), *rest]
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What makes two runs the same job: equal identities give equal bytes."""
+    return {
+        "llmcompile": __version__,
+        "backend": job.layout.backend,
+        "options": dict(_recorded(job)),
+        "sources": [[file.name, file.size_bytes, file.modified_ns] for file in job.checkpoint.files],
+        "auxiliary": {name: hash_file(job.checkpoint.root / name).sha256 for name in job.checkpoint.auxiliary},
+        "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in job.layout.texts.items()},
+    }
+
+
+def _recorded(job: Job) -> Mapping[str, Any]:
+    return BACKENDS[job.options.backend].recorded(job.options, job.layout)
+
+
+def _write(job: Job, work: WorkDirectory, view: View) -> Streamed:
+    done = sum(written.size_bytes for file, written in work.finished.items() if file.startswith(job.layout.folder))
+    done += sum(kept.size_bytes for kept in work.kept.values())
+    with view.writing(job.plan.output_bytes, done) as advance:
+        streamed = stream(
+            job.plan,
+            job.checkpoint.files,
+            work,
+            prefix=job.layout.folder,
+            budget_bytes=job.resources.budget,
+            workers=job.resources.workers,
+            advance=advance,
+        )
+    for name, text in job.layout.texts.items():
+        work.write_bytes(job.layout.folder + name, text.encode())
+    for name in job.checkpoint.auxiliary:
+        work.write_bytes(name, contained(job.checkpoint.root, name).read_bytes())
+    return streamed
+
+
+def _refuse_overflow(job: Job, streamed: Streamed) -> None:
+    if len(streamed.overflowed) == 0 or job.options.build.allow_overflow:
+        return
+    dtype = job.layout.dtype.name
+    raise collected(
+        MismatchError,
+        [
+            Problem(
+                tensor,
+                f"{elements} finite elements overflow to infinity in {dtype}",
+                "none",
+                f"use --dtype fp32; or accept it: repeat with --resume --allow-overflow (the work is kept in "
+                f"{work_path(job.options.build.output)})",
+            )
+            for tensor, elements in streamed.overflowed.items()
+        ],
+    )
+
+
+def _manifest(
+    job: Job,
+    work: WorkDirectory,
+    streamed: Streamed,
+    validation: validating.Validated | None,
+    built: records.Engine | None,
+) -> records.Manifest:
+    checkpoint, build = job.checkpoint, job.options.build
+    packages = list(_NUMERIC_PACKAGES)
+    if validation is not None:
+        packages += _VALIDATION_PACKAGES
+    elif checkpoint.format == "pickle":
+        packages.append("torch")
+    weights = [
+        records.FileRecord(path=file.name, bytes=file.size_bytes, sha256=streamed.source_sha256[file.name])
+        for file in checkpoint.files
+    ]
+    auxiliary = [
+        records.FileRecord(path=name, bytes=work.finished[name].size_bytes, sha256=work.finished[name].sha256)
+        for name in checkpoint.auxiliary
+    ]
+    return records.Manifest(
+        tool=records.Tool(version=__version__),
+        backend=job.options.backend,
+        source=records.Source(
+            model=build.model,
+            revision=job.located.revision,
+            commit=job.located.commit,
+            format="safetensors" if checkpoint.format == "safetensors" else "pickle",
+            files=tuple(sorted([*weights, *auxiliary], key=lambda record: record.path)),
+        ),
+        model=records.Model(architecture=job.architecture.name, sizes=job.dims.sizes, facts=job.dims.facts),
+        options={
+            **_recorded(job),
+            "validate": build.validate,
+            "atol": build.atol,
+            "rtol": build.rtol,
+            "allow_overflow": build.allow_overflow,
+            "trust_remote_code": build.trust_remote_code,
+        },
+        versions=environment.versions(packages),
+        files=tuple(
+            records.FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256)
+            for path, written in sorted(work.finished.items())
+            if path != MANIFEST
+        ),
+        deviations=tuple(_deviations(job)),
+        ignored=tuple(_ignored(job.plan.ignored)),
+        overflowed=streamed.overflowed,
+        notes=job.layout.notes,
+        validation=None if validation is None else validation.record,
+        engine=built,
+    )
+
+
+def _deviations(job: Job) -> Iterator[records.Deviation]:
+    """One record per file; a pattern without one is about a file left out, for tensors the checkpoint repeats."""
+    files = [*job.plan.files, *job.layout.texts]
+    repeated = any(reason.startswith("tied") for reason in job.plan.ignored.values())
+    for pattern, reason in job.layout.deviations.items():
+        matching = [file for file in files if fnmatchcase(file, pattern)]
+        for file in matching if len(matching) > 0 or not repeated else [pattern]:
+            yield records.Deviation(path=job.layout.folder + file, reason=reason)
+
+
+def _ignored(ignored: Mapping[str, str]) -> Iterator[records.Ignored]:
+    for reason in sorted(set(ignored.values())):
+        yield records.Ignored(reason=reason, tensors=tuple(sorted(name for name in ignored if ignored[name] == reason)))

@@ -1,0 +1,639 @@
+"""Validates a TensorRT-LLM checkpoint: the model, as it is and as the network must see it, against the rank files.
+
+Two references are run. The *model* is what transformers computes in float32. The *model as stored* differs from it only
+by what the checkpoint cannot help: weights rounded to its element type or quantized by its recipe, and what
+TensorRT-LLM's networks have compiled in. The executor must agree with the latter to float32 accuracy; its distance from
+the former is measured and reported. For a quantized checkpoint the run with quantized activations, and perplexity and
+top-1 agreement on a text, are reported beside: how much quality a recipe costs is for people to judge, and whether the
+bytes are right is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from llmcompile.errors import MismatchError, Problem, collected
+from llmcompile.validation.checks import Check, StoredWeights
+from llmcompile.validation.compare import Comparison, compare, scale
+from llmcompile.validation.reference import (
+    EmbeddingTable,
+    Reference,
+    StoredAs,
+    Weights,
+    embedding_tables,
+    fixed_tokens,
+    prompt_tokens,
+    run_reference,
+)
+from llmcompile.validation.sample_text import SAMPLE
+from llmcompile.validation.sources import MetaWeights, QuantizedWeights
+from llmcompile.validation.tensorrt_llm import (
+    Inputs,
+    check_checkpoint,
+    embedding_table,
+    execute,
+    position_table,
+)
+from llmcompile.validation.tensorrt_llm.linears import fake_quantized
+from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
+
+ARTIFACT = "TensorRT-LLM checkpoint"
+EXECUTOR = "TensorRT-LLM's context phase, all ranks, in float32 on CPU"
+PROMPT = "The quick brown fox jumps over the lazy dog, and then the engine starts."
+_BATCH, _SEQUENCE, _DECODER_SEQUENCE = 2, 16, 8
+_WINDOW, _WINDOWS = 256, 8
+"""Tokens of a text that are fed at once, and how often, at most."""
+_TORCH: Mapping[str, torch.dtype] = MappingProxyType(
+    {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+)
+_SHORT: Mapping[str, Dtype] = MappingProxyType({"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"})
+_COMPILED_EPSILON = 1e-5
+_NOISE: Mapping[str, tuple[float, str]] = MappingProxyType(
+    {
+        "FP8": (0.35, "8-bit floats with 3 mantissa bits, one scale for each tensor of weights and activations"),
+        "FP8_PER_CHANNEL_PER_TOKEN": (0.35, "8-bit floats with 3 mantissa bits, a scale for each row and token"),
+        "W8A16": (0.2, "8-bit weights, a scale for each output"),
+        "W4A16": (1.5, "4-bit weights, a scale for each output"),
+        "W4A16_AWQ": (1.0, "4-bit weights, a scale for each group of inputs"),
+        "W4A16_GPTQ": (1.0, "4-bit weights, a scale and a zero for each group of inputs"),
+    }
+)
+"""Recipe -> how far a run as on the GPU may be from the float32 model, as a fraction of its largest output, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is validated.
+
+    Attributes:
+        folder: The checkpoint: config.json and rank files, or encoder/ and decoder/.
+        checkpoint: Folder of the model it was made from.
+        weight_files: Its files of weights.
+        family: Name of the architecture.
+        sizes: Its axes.
+        activation: The model's activation function.
+        norm_eps: The model's normalisation epsilon.
+        stored_dtype: The one float type of the model's files; "mixed" when there are several.
+        source_quantization: How the model comes quantized: "gptq", "awq", "fp8", or "".
+        group_size: Inputs that share a scale in it.
+        eval_text: Text for perplexity and top-1 agreement; None for a built-in one.
+        overflow_accepted: Whether infinities made by the cast were accepted.
+    """
+
+    folder: Path
+    checkpoint: Path
+    weight_files: tuple[Path, ...]
+    family: str
+    sizes: Mapping[str, int]
+    activation: str
+    norm_eps: float
+    stored_dtype: str
+    source_quantization: str
+    group_size: int
+    eval_text: Path | None
+    overflow_accepted: bool
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json of the checkpoint; the decoder's of two."""
+        path = self.folder / "config.json"
+        path = path if path.is_file() else self.folder / "decoder" / "config.json"
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def dtype(self) -> str:
+        """float16, bfloat16 or float32."""
+        return str(self.config["dtype"])
+
+    @property
+    def algorithm(self) -> str | None:
+        """The recipe."""
+        found = self.config["quantization"].get("quant_algo")
+        return None if found is None else str(found)
+
+    @property
+    def two_stacks(self) -> bool:
+        """Whether there is an encoder and a decoder."""
+        return (self.folder / "encoder").is_dir()
+
+    @property
+    def layers(self) -> int:
+        """Layers an output has passed through."""
+        return self.sizes["layers"] + (self.sizes["decoder_layers"] if self.two_stacks else 0)
+
+
+def ranks(folder: Path) -> int:
+    """Rank files of a checkpoint."""
+    path = folder / "config.json"
+    path = path if path.is_file() else folder / "decoder" / "config.json"
+    return int(json.loads(path.read_text(encoding="utf-8")).get("mapping", {}).get("world_size", 1))
+
+
+def validate(
+    subject: Subject, *, atol: float | None, rtol: float | None, trust_remote_code: bool
+) -> Iterator[Check | str]:
+    """Compare the checkpoint with the model, one check at a time.
+
+    Args:
+        subject: What to validate.
+        atol: The user's absolute tolerance against the model as it is; None for one that is measured.
+        rtol: The user's relative tolerance likewise.
+        trust_remote_code: Let transformers run the checkpoint's own code.
+
+    Yields:
+        A `Check` for each comparison, and a sentence for each thing left out.
+
+    Raises:
+        MismatchError: A tensor is missing, misshapen or unknown; config.json is about another model; an embedding or an
+            activation scale is not the model's.
+        CheckpointError: The model's weights do not fit its config.json.
+    """
+    problems = check_checkpoint(subject.folder)
+    if len(problems) == 0:
+        problems = list(_contradictions(subject))
+    if len(problems) > 0:
+        raise collected(MismatchError, problems)
+    with _oracle(subject, trust_remote_code) as oracle:
+        passed = True
+        for name, tokens in _inputs(subject, oracle):
+            if tokens is None:
+                yield name
+                continue
+            for item in _checks(subject, oracle, name, tokens, atol, rtol):
+                passed &= isinstance(item, str) or not item.decisive or item.comparison.passed
+                yield item
+        problems = [*_table_differences(subject, oracle), *_scale_differences(subject, oracle)] if passed else []
+        if len(problems) > 0:
+            raise collected(MismatchError, problems)
+        if subject.algorithm is not None and not subject.two_stacks:
+            yield from _quality(subject, oracle)
+
+
+# What the model is
+
+
+@dataclass(frozen=True)
+class _Oracle:
+    """The model for transformers: its config, its weights as meant, and as a checkpoint keeps them."""
+
+    subject: Subject
+    config: Path
+    weights: Weights
+    as_stored: Weights
+    trust_remote_code: bool
+
+    def run(self, tokens: Tensor, *, stored: bool) -> Reference:
+        """Run the model; `stored`: as the checkpoint and the runtime make it."""
+        subject = self.subject
+        return run_reference(
+            self.config,
+            self.as_stored if stored else self.weights,
+            tokens=tokens,
+            decoder_tokens=_decoder_tokens(subject, tokens.shape[0]),
+            encoder_only=False,
+            stored_as=_stored_as(subject, self.as_stored) if stored else None,
+            prepare=_as_runtime(subject) if stored else None,
+            attention=_attention(subject),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@contextmanager
+def _oracle(subject: Subject, trust_remote_code: bool) -> Iterator[_Oracle]:
+    if subject.family == "meta_llama":
+        meta = MetaWeights(subject.weight_files, subject.checkpoint / "params.json")
+        with tempfile.TemporaryDirectory(prefix="llmcompile-") as folder:
+            meta.write_config(Path(folder))
+            yield _Oracle(subject, Path(folder), meta, meta, trust_remote_code)
+        return
+    if subject.source_quantization == "":
+        weights = StoredWeights(subject.weight_files)
+        yield _Oracle(subject, subject.checkpoint, weights, weights, trust_remote_code)
+        return
+    method, group = subject.source_quantization, subject.group_size
+    meant = QuantizedWeights(subject.weight_files, method, group_size=group)
+    kept = QuantizedWeights(subject.weight_files, method, group_size=group, stored_dtype=_TORCH[subject.dtype])
+    yield _Oracle(subject, subject.checkpoint, meant, kept, trust_remote_code)
+
+
+def _attention(subject: Subject) -> str:
+    """Eager Falcon adds its ALiBi twice in transformers 4.57 (in the mask, and once more in the layer)."""
+    return (
+        "sdpa" if subject.family == "falcon" and "alibi" in str(subject.config["position_embedding_type"]) else "eager"
+    )
+
+
+def _decoder_tokens(subject: Subject, batch: int) -> Tensor | None:
+    if not subject.two_stacks:
+        return None
+    return fixed_tokens(subject.sizes["vocab"], batch=batch, sequence=_DECODER_SEQUENCE, seed=1)
+
+
+# What storing and the runtime make of it
+
+_ROW_PARALLEL = re.compile(
+    r"\.(o_proj|out_proj|c_proj|dense|dense_4h_to_h|down_proj|fc2|fc_out|w2|o|wo|attention\.dense)\.weight$"
+)
+"""Linear layers whose inputs are divided among the ranks, by their names in transformers."""
+_FLOAT = re.compile(r"(lm_head|embed_out|block_sparse_moe\.gate|mlp\.gate|shared_expert_gate)\.weight$")
+"""Linear layers that no recipe touches: heads, routers, and the gate of a shared expert."""
+_ROUTER = re.compile(r"(block_sparse_moe|mlp)\.gate\.weight$")
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def _stored_as(subject: Subject, weights: Weights) -> StoredAs:
+    """What a parameter of the model is after it was cast and quantized, in float32, with no packing in between."""
+    dtype, algorithm = _TORCH[subject.dtype], _written_recipe(subject)
+    mapping = subject.config["mapping"]
+    tp = int(mapping.get("tp_size", 1))
+    moe_tp = int(mapping.get("moe_tp_size", tp))
+    group = int(subject.config["quantization"].get("group_size", 128))
+    adds_one = subject.family in ("gemma", "gemma2")
+
+    def stored(name: str, tensor: Tensor, module: nn.Module) -> Tensor:
+        if _ROUTER.search(name) is not None and "experts" in subject.sizes:
+            return tensor.float()
+        if isinstance(weights, QuantizedWeights) and weights.is_quantized(name):
+            return tensor
+        cast = tensor.to(dtype)
+        if adds_one and tensor.dim() == 1:
+            return (1 + cast).float() - 1
+        if algorithm is None or not _is_quantized(subject, name, module, algorithm):
+            return cast.float()
+        in_first = type(module).__name__ == "Conv1D"
+        parts = 1
+        if _ROW_PARALLEL.search(name) is not None:
+            parts = moe_tp if ".experts." in name else tp
+        matrix = cast.T.contiguous() if in_first else cast
+        quantized = fake_quantized(matrix, algorithm, group_size=group, column_parts=parts)
+        return quantized.T.contiguous() if in_first else quantized
+
+    return stored
+
+
+def _written_recipe(subject: Subject) -> str | None:
+    """The recipe by which weights were quantized when they were written; None where they are plain, or came so."""
+    algorithm = subject.algorithm
+    if algorithm in ("W8A16", "W4A16"):
+        return algorithm if _integers_inside(subject.folder) else None
+    return algorithm if algorithm in ("W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN") else None
+
+
+def _integers_inside(folder: Path) -> bool:
+    path = folder / "rank0.safetensors"
+    with safe_open(path if path.is_file() else folder / "decoder" / "rank0.safetensors", framework="pt") as opened:
+        return any(name.endswith(".per_channel_scale") for name in opened.keys())  # noqa: SIM118 -- no dict
+
+
+def _is_quantized(subject: Subject, name: str, module: nn.Module, algorithm: str) -> bool:
+    linear = isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "FalconLinear")
+    if not linear or not name.endswith(".weight") or _FLOAT.search(name) is not None:
+        return False
+    if algorithm != "FP8_PER_CHANNEL_PER_TOKEN":
+        return True
+    layer = _LAYER.search(name)
+    return ".mlp." in name and layer is not None and 0 < int(layer[1]) < subject.sizes["layers"] - 1
+
+
+def _as_runtime(subject: Subject) -> Any:
+    """What TensorRT-LLM's networks have compiled in: one formula for GELU, and an epsilon in some norms.
+
+    Source: NVIDIA/TensorRT-LLM:tensorrt_llm/functional.py (gelu), layers/attention.py (norms of queries and keys).
+    """
+
+    def prepare(model: nn.Module) -> None:
+        for path, module in list(model.named_modules()):
+            for name, child in list(module.named_children()):
+                if _is_exact_gelu(child):
+                    setattr(module, name, nn.GELU(approximate="tanh"))
+            if subject.family in ("qwen3", "qwen3_moe") and path.endswith(("q_norm", "k_norm")):
+                module.variance_epsilon = _COMPILED_EPSILON
+
+    return prepare
+
+
+def _is_exact_gelu(module: nn.Module) -> bool:
+    return (isinstance(module, nn.GELU) and module.approximate == "none") or type(module).__name__ == "GELUActivation"
+
+
+def _changes(subject: Subject) -> list[str]:
+    """What distinguishes the model as stored from the model, in words."""
+    changes = []
+    if subject.dtype != {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(subject.stored_dtype):
+        changes.append(f"weights rounded to {subject.dtype}")
+    recipe = _written_recipe(subject)
+    if recipe is not None:
+        changes.append(f"weights quantized by {recipe}")
+    if subject.source_quantization != "":
+        changes.append("scales and zeros as stored")
+    if subject.activation in ("gelu", "gated-gelu") and subject.family not in ("gemma", "t5", "bloom"):
+        changes.append("the runtime's tanh formula for GELU")
+    if subject.family in ("gemma", "gemma2"):
+        changes.append("one added to norms before rounding")
+    if subject.family in ("qwen3", "qwen3_moe") and subject.norm_eps != _COMPILED_EPSILON:
+        changes.append(f"the runtime's epsilon {_COMPILED_EPSILON:g} in norms of queries and keys")
+    return changes
+
+
+# Checks
+
+_SIZES = (
+    ("vocab_size", "vocab"),
+    ("hidden_size", "hidden"),
+    ("num_attention_heads", "heads"),
+    ("num_key_value_heads", "kv_heads"),
+)
+_OTHER_MODEL = "check --model: the checkpoint seems to be made from another one"
+
+
+def _contradictions(subject: Subject) -> Iterator[Problem]:
+    """Where config.json speaks of another model, so that nothing can be compared, or numbers are too coarse to tell."""
+    config = subject.config
+    layers = "decoder_layers" if subject.two_stacks else "layers"
+    for key, axis in (*_SIZES, ("num_hidden_layers", layers)):
+        if axis in subject.sizes and config.get(key, subject.sizes[axis]) != subject.sizes[axis]:
+            expected = f"{subject.sizes[axis]}, as in the model's config"
+            yield Problem(f"config.json: {key}", str(config[key]), expected, _OTHER_MODEL)
+    # An epsilon ten times too large moves the outputs of a lively model by less than float32 arithmetic may.
+    if config.get("norm_epsilon") != subject.norm_eps:
+        found, expected = str(config.get("norm_epsilon")), f"{subject.norm_eps:g}, as in the model's config"
+        yield Problem("config.json: norm_epsilon", found, expected, "write the model's own epsilon")
+
+
+def _longest(subject: Subject) -> int:
+    return min(subject.sizes.get("positions", 32), 32)
+
+
+def _inputs(subject: Subject, oracle: _Oracle) -> Iterator[tuple[str, Tensor | None]]:
+    """Names and tokens to run; a sentence and None for what was left out."""
+    length = min(_SEQUENCE, _longest(subject))
+    yield "fixed tokens", fixed_tokens(subject.sizes["vocab"], batch=_BATCH, sequence=length)
+    prompt = prompt_tokens(subject.checkpoint, PROMPT, 32, trust_remote_code=oracle.trust_remote_code)
+    if prompt.tokens is None:
+        yield f"no prompt was tried: {prompt.reason}", None
+    else:
+        yield "a prompt", prompt.tokens[:, : _longest(subject)]
+
+
+def _checks(
+    subject: Subject, oracle: _Oracle, name: str, tokens: Tensor, atol: float | None, rtol: float | None
+) -> Iterator[Check | str]:
+    given = atol is not None or rtol is not None
+    changes = _changes(subject)
+    model = oracle.run(tokens, stored=False)
+    stored = model if len(changes) == 0 else oracle.run(tokens, stored=True)
+    inputs = Inputs(tokens=tokens, decoder_tokens=_decoder_tokens(subject, tokens.shape[0]))
+    found = execute(subject.folder, inputs)
+    if subject.overflow_accepted:
+        yield from _mask_overflow(stored, found)
+    tight = {output: _tight(subject, values) for output, values in stored.outputs.items()}
+    if len(changes) == 0:
+        limits = {output: _given(limit, atol, rtol) for output, limit in tight.items()}
+        comparison = compare(model.outputs, found, limits)
+        yield Check(input=name, reference="the model in float32", comparison=comparison, decisive=True)
+        return
+    limits = {
+        output: _measured(model.outputs[output], values, tight[output], changes, atol, rtol)
+        for output, values in stored.outputs.items()
+    }
+    comparison = compare(model.outputs, found, limits)
+    yield Check(input=name, reference="the model in float32", comparison=comparison, decisive=given)
+    words = f"the model with {' and '.join(changes)}"
+    comparison = compare(stored.outputs, found, tight)
+    yield Check(input=name, reference=words, comparison=comparison, decisive=not given)
+
+
+def _tight(subject: Subject, expected: Tensor) -> Tolerance:
+    return tolerance(
+        _SHORT[subject.dtype],
+        layers=subject.layers,
+        scale=scale(expected),
+        approximate=False,
+        reference_rounded=True,
+    )
+
+
+def _measured(
+    model: Tensor, stored: Tensor, tight: Tolerance, changes: Sequence[str], atol: float | None, rtol: float | None
+) -> Tolerance:
+    """What the changes alone do to the model's outputs, and the tight tolerance on top."""
+    moved = scale(stored - model)
+    reason = f"{' and '.join(changes)} alone move this output of the model by up to {moved:.3g}"
+    return _given(Tolerance(atol=moved + tight.atol, rtol=tight.rtol, reason=reason), atol, rtol)
+
+
+def _given(limit: Tolerance, atol: float | None, rtol: float | None) -> Tolerance:
+    if atol is None and rtol is None:
+        return limit
+    flags = " and ".join(flag for flag, value in (("--atol", atol), ("--rtol", rtol)) if value is not None)
+    return Tolerance(atol=0.0 if atol is None else atol, rtol=0.0 if rtol is None else rtol, reason=f"given by {flags}")
+
+
+def _mask_overflow(stored: Reference, found: Mapping[str, Tensor]) -> Iterator[str]:
+    """Set to zero what is non-finite on both sides, since the infinities were accepted."""
+    for output, values in stored.outputs.items():
+        if output in found and found[output].shape == values.shape:
+            both = ~values.isfinite() & ~found[output].isfinite()
+            values[both] = 0.0
+            found[output][both] = 0.0
+            if bool(both.any()):
+                share = both.float().mean().item()
+                yield f"{share:.1%} of output {output} is not finite, here as in the model, and was not compared"
+
+
+def _table_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
+    """Where an embedding is not the model's table, cast: the rows of tokens that no run is fed."""
+    if subject.two_stacks:
+        return
+    tables = embedding_tables(
+        oracle.config, oracle.weights, encoder_only=False, trust_remote_code=oracle.trust_remote_code
+    )
+    for table in tables:
+        blocks = embedding_table(subject.folder) if table.kind == "tokens" else position_table(subject.folder)
+        yield from _different_rows(subject, oracle, table, blocks)
+
+
+def _different_rows(
+    subject: Subject, oracle: _Oracle, table: EmbeddingTable, blocks: Iterator[Tensor]
+) -> Iterator[Problem]:
+    expected, row = oracle.weights.read(table.stored), table.skip
+    for block in blocks:
+        wanted = expected[row : row + len(block)].to(_TORCH[subject.dtype]).float()
+        same = (block == wanted) | (block.isnan() & wanted.isnan())
+        if not bool(same.all()):
+            at = int((~same).any(dim=1).nonzero()[0])
+            text = f"row {row + at - table.skip} is not row {row + at} of {table.stored}"
+            yield Problem(f"the table of {table.kind}", text, "the model's, cast", "convert the model again")
+            return
+        row += len(block)
+
+
+_FP8_LAYERS = {
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.dense": ("self_attn.o_proj",),
+    "mlp.fc": ("mlp.gate_proj",),
+    "mlp.gate": ("mlp.up_proj",),
+    "mlp.proj": ("mlp.down_proj",),
+}
+
+
+def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
+    """Activation scales that are not the model's: a float run does not feel them."""
+    weights, config = oracle.weights, subject.config
+    if not isinstance(weights, QuantizedWeights) or weights.method != "fp8":
+        return
+    tp, pp = int(config["mapping"].get("tp_size", 1)), int(config["mapping"].get("pp_size", 1))
+    layers, start = subject.sizes["layers"], 0
+    for stage in range(pp):
+        count = layers // pp + (stage < layers % pp)
+        for rank in range(stage * tp, (stage + 1) * tp):
+            path = subject.folder / f"rank{rank}.safetensors"
+            with safe_open(path, framework="pt") as opened:
+                for local in range(count):
+                    for module, parts in _FP8_LAYERS.items():
+                        name = f"transformer.layers.{local}.{module}.activation_scaling_factor"
+                        found = float(opened.get_tensor(name))
+                        layer = f"model.layers.{start + local}"
+                        wanted = max(weights.input_scale(f"{layer}.{part}") for part in parts)
+                        if found != wanted:
+                            yield Problem(f"{name} in {path.name}", str(found), f"{wanted}, the model's input_scale")
+        start += count
+
+
+# What a recipe costs
+
+
+def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Check | str]:
+    """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model."""
+    algorithm = str(subject.algorithm)
+    where, windows, reason = _text_windows(subject, oracle)
+    if reason != "":
+        yield reason
+    expected = _Quality()
+    found = _Quality()
+    agreed = total = 0
+    largest = worst = 0.0
+    for tokens in windows:
+        model = oracle.run(tokens, stored=False).outputs["logits"]
+        logits = execute(subject.folder, Inputs(tokens=tokens), activations=True, quantize=True)["logits"]
+        expected.add(model, tokens)
+        found.add(logits, tokens)
+        agreed += int((model.argmax(-1) == logits.argmax(-1)).sum())
+        total += tokens.numel()
+        largest, worst = max(largest, scale(model)), max(worst, scale(model - logits))
+    share, why = _NOISE.get(algorithm, (1.0, "quantized weights"))
+    limits = {
+        "perplexity": Tolerance(atol=0.0, rtol=share, reason=why),
+        "top-1 agreement": Tolerance(atol=share, rtol=0.0, reason=why),
+        "largest error": Tolerance(atol=share * largest, rtol=0.0, reason=f"{why}; outputs as large as {largest:.3g}"),
+    }
+    comparison = _scalars(
+        {"perplexity": expected.perplexity, "top-1 agreement": 1.0, "largest error": 0.0},
+        {"perplexity": found.perplexity, "top-1 agreement": agreed / total, "largest error": worst},
+        limits,
+    )
+    yield Check(
+        input=where,
+        reference=f"the model in float32, while the checkpoint is run as {algorithm} on a GPU",
+        comparison=comparison,
+        decisive=False,
+    )
+
+
+def _scalars(expected: Mapping[str, float], found: Mapping[str, float], limits: Mapping[str, Tolerance]) -> Comparison:
+    """Numbers compared as outputs of one element."""
+    return compare(
+        {name: torch.tensor([value]) for name, value in expected.items()},
+        {name: torch.tensor([value]) for name, value in found.items()},
+        limits,
+    )
+
+
+class _Quality:
+    """Negative log-likelihood of the tokens that follow, summed over windows."""
+
+    def __init__(self) -> None:
+        self._nats = 0.0
+        self._tokens = 0
+
+    def add(self, logits: Tensor, tokens: Tensor) -> None:
+        """Count one window: logits (1, tokens, vocab)."""
+        losses = nn.functional.cross_entropy(logits[0, :-1].double(), tokens[0, 1:], reduction="sum")
+        self._nats += float(losses)
+        self._tokens += tokens.shape[1] - 1
+
+    @property
+    def perplexity(self) -> float:
+        """E to the mean."""
+        return math.exp(min(700.0, self._nats / max(1, self._tokens)))
+
+
+def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor], str]:
+    """What is fed and its name; a sentence where the text could not be."""
+    text = SAMPLE if subject.eval_text is None else subject.eval_text.read_text(encoding="utf-8")
+    name = "a sample text" if subject.eval_text is None else subject.eval_text.name
+    window = min(_WINDOW, subject.sizes.get("positions", _WINDOW))
+    prompt = prompt_tokens(subject.checkpoint, text, window * _WINDOWS, trust_remote_code=oracle.trust_remote_code)
+    if prompt.tokens is None or prompt.tokens.shape[1] < 2:
+        tokens = fixed_tokens(subject.sizes["vocab"], batch=1, sequence=min(window, 64), seed=2)
+        reason = "too few tokens in it" if prompt.tokens is not None else prompt.reason
+        return "fixed tokens", [tokens], f"no text was scored: {reason}"
+    windows = [part for part in torch.split(prompt.tokens, window, 1) if part.shape[1] > 1]
+    return f"{sum(part.shape[1] for part in windows)} tokens of {name}", windows, ""
+
+
+# The engine itself, where there is a GPU
+
+
+def engine_prompts(subject: Subject) -> list[list[int]]:
+    """Token ids to run an engine on."""
+    tokens = fixed_tokens(subject.sizes["vocab"], batch=_BATCH, sequence=min(_SEQUENCE, _longest(subject)))
+    return [[int(token) for token in row] for row in tokens]
+
+
+def engine_checks(
+    subject: Subject, prompts: Sequence[Sequence[int]], files: Sequence[Path], trust_remote_code: bool
+) -> Iterator[Check]:
+    """Compare logits an engine gave, as .npy of (tokens, vocabulary), with the model's.
+
+    Args:
+        subject: The checkpoint the engine was built from.
+        prompts: What the engine was run on.
+        files: What it gave.
+        trust_remote_code: As in `validate`.
+    """
+    with _oracle(subject, trust_remote_code) as oracle:
+        for number, (prompt, path) in enumerate(zip(prompts, files, strict=True)):
+            expected = oracle.run(torch.tensor([list(prompt)]), stored=True).outputs["logits"]
+            found = torch.from_numpy(np.load(path, allow_pickle=False)).float()[None]
+            share, why = _NOISE.get(str(subject.algorithm), (0.0, ""))
+            limit = tolerance(
+                _SHORT[subject.dtype],
+                layers=subject.layers,
+                scale=scale(expected),
+                approximate=False,
+                arithmetic=_SHORT[subject.dtype],
+                reference_rounded=True,
+            )
+            if share > 0:
+                reason = f"{limit.reason}, and {why}"
+                limit = Tolerance(atol=limit.atol + share * scale(expected), rtol=limit.rtol, reason=reason)
+            comparison = compare({"logits": expected}, {"logits": found}, {"logits": limit})
+            where = f"prompt {number} on the GPU"
+            yield Check(input=where, reference="the model as stored", comparison=comparison, decisive=True)
