@@ -1,6 +1,6 @@
 """Writes random checkpoints in the shape of real models: sharded safetensors with the index and config.json.
 
-Usage: python benchmarks/checkpoints.py gpt2|llama FOLDER LAYERS HIDDEN FFN
+Usage: python benchmarks/checkpoints.py gpt2|llama|tinyllama FOLDER LAYERS HIDDEN FFN
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 SHARD_BYTES = 500 << 20
 
@@ -37,8 +36,13 @@ def gpt2(layers: int, hidden: int, vocab: int = 50257, positions: int = 1024) ->
     yield "transformer.ln_f.bias", (hidden,)
 
 
-def llama(layers: int, hidden: int, ffn: int, vocab: int = 32000) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a LLaMA style model; 24 layers of 2048 with 5504 are 1.3 B parameters."""
+def llama(
+    layers: int, hidden: int, ffn: int, vocab: int = 32000, kv_share: int = 1
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a LLaMA style model; 24 layers of 2048 with 5504 are 1.3 B parameters.
+
+    With one key and value head to eight of queries (`kv_share`), 22 layers of 2048 with 5632 are TinyLlama's 1.1 B.
+    """
     yield "model.embed_tokens.weight", (vocab, hidden)
     for layer in range(layers):
         block = f"model.layers.{layer}."
@@ -48,18 +52,22 @@ def llama(layers: int, hidden: int, ffn: int, vocab: int = 32000) -> Iterator[tu
         yield f"{block}mlp.up_proj.weight", (ffn, hidden)
         yield f"{block}post_attention_layernorm.weight", (hidden,)
         for name in ("k_proj", "o_proj", "q_proj", "v_proj"):
-            yield f"{block}self_attn.{name}.weight", (hidden, hidden)
+            shared = kv_share if name in ("k_proj", "v_proj") else 1
+            yield f"{block}self_attn.{name}.weight", (hidden // shared, hidden)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (vocab, hidden)
 
 
-def write(folder: Path, config: dict[str, object], tensors: Iterator[tuple[str, tuple[int, ...]]]) -> int:
-    """Write a checkpoint of random fp16 numbers below 2 in magnitude.
+def write(
+    folder: Path, config: dict[str, object], tensors: Iterator[tuple[str, tuple[int, ...]]], dtype: str = "F16"
+) -> int:
+    """Write a checkpoint of random 16-bit numbers below 2 in magnitude.
 
     Args:
         folder: To create.
         config: Becomes config.json.
         tensors: Names and shapes.
+        dtype: F16 or BF16; the uppermost exponent bit is clear in both.
 
     Returns:
         Bytes of weights written.
@@ -80,13 +88,21 @@ def write(folder: Path, config: dict[str, object], tensors: Iterator[tuple[str, 
     total = 0
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays = {}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        at = 0
         for name, shape in shard.items():
-            bits = random.integers(0, 1 << 16, int(np.prod(shape)), dtype=np.uint16) & np.uint16(0xBFFF)
-            arrays[name] = bits.view(np.float16).reshape(shape)
+            end = at + 2 * int(np.prod(shape))
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
             weight_map[name] = file
-            total += bits.nbytes
-        save_file(arrays, folder / file, metadata={"format": "pt"})
+            at = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for shape in shard.values():
+                bits = random.integers(0, 1 << 16, int(np.prod(shape)), dtype=np.uint16) & np.uint16(0xBFFF)
+                stream.write(bits.data)
+        total += at
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
@@ -120,6 +136,10 @@ def main() -> None:
     layers, hidden, ffn = map(int, numbers)
     if kind == "gpt2":
         write(Path(folder), GPT2_CONFIG | {"n_layer": layers, "n_embd": hidden}, gpt2(layers, hidden))
+    elif kind == "tinyllama":
+        sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn}
+        heads = {"num_attention_heads": 32, "num_key_value_heads": 4, "torch_dtype": "bfloat16"}
+        write(Path(folder), LLAMA_CONFIG | sizes | heads, llama(layers, hidden, ffn, kv_share=8), "BF16")
     else:
         sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn}
         write(Path(folder), LLAMA_CONFIG | sizes, llama(layers, hidden, ffn))

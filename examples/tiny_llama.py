@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 CONFIG = LlamaConfig(
     vocab_size=320,
     hidden_size=128,
-    intermediate_size=352,
+    intermediate_size=512,
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,

@@ -3,7 +3,7 @@
 As a program (`install` writes one that calls `main`) it takes the flags recorded in
 tests/golden/trtllm_build/<release>.txt and no others, checks that the checkpoint is whole, logs as the builder does and
 writes the engine folder's layout. TRTLLM_STANDIN says what goes wrong: fail, hang, die, half (one rank is not written)
-or empty (no bytes).
+or empty (no bytes). TRTLLM_STANDIN_LOG is a folder that is told how the program was called.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main(release: str, version: str, words: list[str]) -> None:
         say((GOLDEN / f"{release}.txt").read_text())
         return
     arguments = parser(release).parse_args(words)
-    (Path.cwd() / "standin.json").write_text(json.dumps({"words": words, "environment": dict(os.environ)}))
+    called = json.dumps({"words": words, "environment": dict(os.environ)})
+    for folder in (Path.cwd(), Path(os.environ.get("TRTLLM_STANDIN_LOG", str(Path.cwd())))):
+        (folder / "standin.json").write_text(called)
     say(f"[TensorRT-LLM] TensorRT-LLM version: {version}")
     checkpoint, output = Path(arguments.checkpoint_dir), Path(arguments.output_dir)
     config = json.loads((checkpoint / "config.json").read_text())
@@ -145,7 +147,7 @@ def write_package(package: Path, site: Path, version: str) -> None:
     (package / "builder.py").write_text(_BUILDER.replace("VERSION", repr(version)))
     (package / "runtime.py").write_text(_RUNTIME)
     (site / "torch.py").write_text(_TORCH)
-    (site / "numpy.py").write_text("def save(path, value):\n    open(path, 'w').write(str(value))\n")
+    (site / "numpy.py").write_text(_NUMPY)
 
 
 _PLUGIN = """
@@ -233,6 +235,14 @@ class ModelRunner:
         return cls()
     def generate(self, batch_input_ids, *, end_id, pad_id, max_new_tokens, return_dict):
         return {"context_logits": [Logits(len(batch_input_ids[0]))]}
+"""
+_NUMPY = r"""
+def save(path, value):
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d), }" % value.shape
+    head += b" " * (-(len(head) + 11) % 64) + b"\n"
+    rows, columns = value.shape
+    zeros = bytes(4 * rows * columns)
+    open(path, "wb").write(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + zeros)
 """
 _TORCH = """
 int32 = "int32"

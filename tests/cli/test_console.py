@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llmcompile.cli.console import Console, _validated_line
 from llmcompile.cli.params import size
+from llmcompile.exporters.trtllm.toolchain import Line
+from llmcompile.packaging.manifest import Comparison, Validation
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -221,3 +224,94 @@ def test_the_version_is_printed(run: Run) -> None:
 def test_sizes_are_read(text: str, expected: int) -> None:
     """Binary units, decimal ones with a B, or plain bytes."""
     assert size(text) == expected
+
+
+# The builder's log
+
+
+LOG = (
+    Line("[I] Set gemm_plugin to None."),
+    Line("[I] Build TensorRT engine a", "building a"),
+    Line("[I] Build TensorRT engine a", "building a"),
+    Line("\x1b[31m[W] red"),
+)
+
+
+def console(**given: object) -> Console:
+    """A console that shows a build."""
+    words = {"command": "build trtllm", "json": False, "quiet": False, "log_format": "text", **given}
+    return Console(**words)  # type: ignore[arg-type]
+
+
+def test_a_log_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where stderr is no terminal: every line with its escapes spelt out, and progress as it changes."""
+    with console() as shown:
+        for line in LOG:
+            shown.building(line)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "  [I] Set gemm_plugin to None.",
+        "  [I] Build TensorRT engine a",
+        "build: building a",
+        "  [I] Build TensorRT engine a",
+        "  \\x1b[31m[W] red",
+    ]
+
+
+def test_a_log_is_one_live_line_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how far the build is, and is taken away; the log itself is not shown."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+
+    with console() as shown:
+        for line in LOG:
+            shown.building(line)
+
+    printed = capsys.readouterr().err
+    assert ("building a" in printed, "gemm_plugin" in printed, "red" in printed) == (True, False, False)
+    assert shown._live is None
+
+
+def test_a_quiet_log_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing on either stream."""
+    with console(quiet=True) as shown:
+        for line in LOG:
+            shown.building(line)
+
+    assert capsys.readouterr() == ("", "")
+
+
+# What was proved
+
+
+def compared(output: str, **details: object) -> Comparison:
+    """A comparison that passed."""
+    return Comparison(
+        input="tokens", reference="the model in float32", output=output, passed=True, details=details or {"ratio": 1.01}
+    )
+
+
+def test_outputs_without_a_distance_are_named() -> None:
+    """Perplexity has no largest difference of elements."""
+    made = (compared("logits", max_abs=1e-6, atol=1e-5), compared("perplexity"))
+
+    line = _validated_line(Validation(passed=True, executor="x", comparisons=made, notes=()))
+
+    assert line == "logits max abs 1.0e-06 (atol 1.0e-05); perplexity within its limits, on tokens"
+
+
+def test_a_validation_that_skipped_all_says_so() -> None:
+    """Its notes say why."""
+    assert (
+        _validated_line(Validation(passed=True, executor="x", comparisons=(), notes=("a",))) == "nothing was compared"
+    )
+
+
+def test_a_validations_notes_are_shown(run: Run, output: Path) -> None:
+    """What was left out of it is said in the summary too."""
+    result = run("partition", "ft", "--model", MODEL, output)
+
+    notes = json.loads((output / "llmcompile.json").read_text())["validation"]["notes"]
+    assert [note for note in notes if note not in result.out] == []

@@ -167,18 +167,26 @@ def _ranges(repo: str, commit: str, name: str, token: str | None) -> Callable[[i
 def wanted_files(names: Sequence[str]) -> list[str]:
     """The files of a repository that a conversion needs: config, tokenizer, code, and one format of weights."""
     top = [name for name in names if "/" not in name]
-    best = next((name for name in WEIGHT_FILES if name in top), None)
-    if best is None:
+    weights = _weights(top)
+    if len(weights) == 0:
         return []
-    stem, ending = best.removesuffix(".index.json").rsplit(".", 1)
-    weights = [name for name in top if fnmatch.fnmatchcase(name, f"{stem}-*-of-*.{ending}")]
-    weights = [best, *weights] if best.endswith(".index.json") else [best]
     auxiliary = [
         name
         for name in top
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in AUXILIARY) and not name.endswith(".index.json")
     ]
     return sorted({*weights, *auxiliary})
+
+
+def _weights(top: Sequence[str]) -> list[str]:
+    """The best format of weights among the names of a repository: Hugging Face's, or else Meta's."""
+    best = next((name for name in WEIGHT_FILES if name in top), None)
+    if best is None:
+        meta = [name for name in top if fnmatch.fnmatchcase(name, "consolidated.*.pth")]
+        return meta if "params.json" in top else []
+    stem, ending = best.removesuffix(".index.json").rsplit(".", 1)
+    shards = [name for name in top if fnmatch.fnmatchcase(name, f"{stem}-*-of-*.{ending}")]
+    return [best, *shards] if best.endswith(".index.json") else [best]
 
 
 def _literal(names: Sequence[str]) -> list[str]:

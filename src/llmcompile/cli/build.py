@@ -72,7 +72,7 @@ def _engine_parameters() -> Iterator[inspect.Parameter]:
             parser=None if switch else _parser(name, history),
             metavar=None if switch else _METAVARS[history[-1].kind],
             help=_help(history),
-            hidden=name in OURS or not _offered(history),
+            hidden=name in OURS or history[-1].last is not None,
             rich_help_panel=params.ENGINE,
         )
         yield inspect.Parameter(
@@ -81,12 +81,6 @@ def _engine_parameters() -> Iterator[inspect.Parameter]:
             default=False if switch else None,
             annotation=Annotated[bool if switch else list[str] | None, option],
         )
-
-
-def _offered(history: list[versions.Flag]) -> bool:
-    """Whether a release that llmcompile supports has the flag; others are parsed only to be refused by name."""
-    last = history[-1].last
-    return last is None or last >= versions.FIRST_SUPPORTED
 
 
 def _parser(name: str, history: list[versions.Flag]) -> Callable[[str], str]:
@@ -110,25 +104,21 @@ def _help(history: list[versions.Flag]) -> str:
     """What a flag takes, and the releases that have it."""
     if history[0].name in OURS:
         return f"Given by llmcompile itself: {OURS[history[0].name]}."
-    kinds: dict[str, str] = {}
-    for flag in history:
-        kinds[_kind(flag)] = _kind(flag) if flag.last is None else f"{_kind(flag)} to {versions.text_of(flag.last)}"
-    words = [*kinds.values()]
-    if history[-1].last is not None and len(words) == 1:
-        words = [*kinds]
-    text = "; ".join(words)
-    span = _span(history[0].first, history[-1].last)
-    return f"{text[0].upper()}{text[1:]}{span}."
+    words = _kind(history[-1])
+    before = [flag for flag in history if flag.kind == versions.SWITCH and flag is not history[-1]]
+    if before != [] and before[-1].last is not None:
+        words = f"{words}; a switch to {versions.text_of(before[-1].last)}"
+    return f"{words}{_span(history[0].first, history[-1].last)}."
 
 
 def _kind(flag: versions.Flag) -> str:
     if flag.kind == versions.CHOICE:
         return f"{', '.join(flag.choices[:-1])} or {flag.choices[-1]}"
     return {
-        versions.SWITCH: "a switch",
-        versions.INTEGER: "a number",
-        versions.TEXT: "a text",
-        versions.WORDS: "a text; repeated for several",
+        versions.SWITCH: "A switch",
+        versions.INTEGER: "A number",
+        versions.TEXT: "A text",
+        versions.WORDS: "A text; repeat the flag for several",
     }[flag.kind]
 
 
@@ -210,11 +200,6 @@ def _refuse_words(output: Path, words: list[str]) -> None:
         "a flag takes one value and a switch takes none; repeat a flag for each of its values: "
         "--lora_target_modules attn_q --lora_target_modules attn_v",
     )
-
-
-@app.callback()
-def group() -> None:
-    """Convert, quantize, validate and compile a model."""
 
 
 @app.command(context_settings={"allow_extra_args": True})

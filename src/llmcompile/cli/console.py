@@ -27,10 +27,14 @@ from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
 
 if TYPE_CHECKING:
-    from llmcompile.exporters.ft.options import FtOptions
-    from llmcompile.packaging.manifest import Manifest, Validation
-    from llmcompile.pipeline import Job, Report
-    from llmcompile.validation.ft import Check
+    from rich.status import Status
+
+    from llmcompile.exporters.backends import Options
+    from llmcompile.exporters.trtllm.options import TrtllmOptions
+    from llmcompile.exporters.trtllm.toolchain import Line, Toolchain
+    from llmcompile.packaging.manifest import Engine, Manifest, Validation
+    from llmcompile.pipeline import Job, Report, Start
+    from llmcompile.validation.checks import Finding
 
 REPORT_SCHEMA_VERSION = 1
 _SHOWN_PROBLEMS = 20
@@ -53,6 +57,9 @@ class Console:
         self.log_json = log_format == "json"
         self.report: Report = pipeline.begin()
         self.job: Job | None = None
+        self.start: Start | None = None
+        self._live: Status | None = None
+        self._progress: str | None = None
         self._dry_run = False
         self._resumable: Path | None = None
         self._verified: dict[str, Any] | None = None
@@ -69,6 +76,7 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._settle()
         if isinstance(error, LlmCompileError):
             self._fail(error)
             raise typer.Exit(error.exit_code) from error
@@ -79,12 +87,16 @@ class Console:
 
     # What a command does
 
-    def run(self, options: FtOptions) -> None:
+    def run(self, options: Options) -> None:
         """Plan and, unless this is a dry run, build."""
         from llmcompile import pipeline
+        from llmcompile.exporters.trtllm.options import TrtllmOptions
         from llmcompile.writing import work_path
 
         self._dry_run = options.build.dry_run
+        if isinstance(options, TrtllmOptions) and options.from_checkpoint is not None:
+            self._run_from(options)
+            return
         self.job = pipeline.prepare(options, self.report)
         if options.build.dry_run:
             self._show_plan(self.job)
@@ -94,7 +106,27 @@ class Console:
         self.planned(self.job)
         self._resumable = work_path(options.build.output)
         pipeline.build(self.job, self, self.report)
-        self._show_summary(self.job)
+        self._settle()
+        self._show_summary(_job_rows(self.job, self.report), _job_kind(self.job))
+
+    def _run_from(self, options: TrtllmOptions) -> None:
+        """The same for a finished checkpoint."""
+        from llmcompile import pipeline
+        from llmcompile.writing import work_path
+
+        start = self.start = pipeline.open_start(options, self.report)
+        if options.build.dry_run:
+            self._show_lines(_start_lines(start), failed=start.errors != ())
+        if start.errors != ():
+            raise collected(type(start.errors[0]), [problem for error in start.errors for problem in error.problems])
+        if options.build.dry_run:
+            return
+        for line in _start_lines(start):
+            self.say("plan", line)
+        self._resumable = work_path(options.build.output)
+        pipeline.build_from(start, self, self.report)
+        self._settle()
+        self._show_summary(_start_rows(start, self.report), f"ready for TensorRT-LLM {options.trtllm_version}")
 
     def verify(
         self,
@@ -139,7 +171,7 @@ class Console:
 
     def planned(self, job: Job) -> None:
         """Say in a few lines what is about to happen."""
-        for line in _plan_lines(job)[:4]:
+        for line in _plan_lines(job):
             self.say("plan", line)
 
     @contextmanager
@@ -155,18 +187,50 @@ class Console:
 
     def validating(self, subject: str, ranks: int) -> None:
         """Announce the validation."""
+        self._settle()
         self.say("validate", f"Validating {subject} ({ranks} rank{'' if ranks == 1 else 's'})...")
 
-    def checked(self, check: Check | str) -> None:
+    def checked(self, check: Finding) -> None:
         """Show one comparison as it is made."""
         if isinstance(check, str):
             self.say("skipped", f" -[-] {check}")
             return
+        from llmcompile.validation.checks import Quality
         from llmcompile.validation.compare import lines
 
+        if isinstance(check, Quality):
+            self.say("quality", f" {check}")
+            return
         self.say("check", f" {check.input}, against {check.reference}:")
         for line in lines(check.comparison):
             self.say("check", f" {line}", {"passed": check.comparison.passed})
+
+    def building(self, line: Line) -> None:
+        """Show what the builder says: one live line on a terminal, its log and what that means elsewhere."""
+        if self.quiet:
+            return
+        if self.log_json:
+            self.say("build", line.text, {"progress": line.progress})
+            return
+        moved = line.progress is not None and line.progress != self._progress
+        self._progress = self._progress if line.progress is None else line.progress
+        if not self._err.is_terminal:
+            self.say("build", f"  {_indented(line.text)}")
+            if moved:
+                self.say("build", f"build: {line.progress}")
+        elif moved or self._live is None:
+            text = escape(_indented("the builder starts" if self._progress is None else self._progress))
+            if self._live is None:
+                self._live = self._err.status(text)
+                self._live.start()
+            else:
+                self._live.update(text)
+
+    def _settle(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._progress = None
 
     def say(self, event: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         """A message on stderr."""
@@ -235,10 +299,15 @@ class Console:
             "peak_memory_bytes": environment.peak_memory(),
             "output": None if report.output is None else str(report.output),
             "rejected": None if report.rejected is None else str(report.rejected),
-            "plan": None if self.job is None else _plan_json(self.job),
+            "plan": self._plan(),
             "manifest": None if manifest is None else manifest.model_dump(mode="json"),
             "verified": self._verified,
         }
+
+    def _plan(self) -> dict[str, Any] | None:
+        if self.start is not None:
+            return _start_json(self.start)
+        return None if self.job is None else _plan_json(self.job)
 
     def _result(self, text: str) -> None:
         if self.json:
@@ -249,14 +318,8 @@ class Console:
     # What a person sees
 
     def _show_plan(self, job: Job) -> None:
-        if self.json:
-            if len(job.errors) == 0:
-                self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
+        if not self._show_lines(_plan_lines(job), failed=job.errors != ()):
             return
-        if self.quiet:
-            return
-        for line in _plan_lines(job):
-            self._out.print(_marked(line))
         self._out.print(_facts_table(job))
         for reason, count in _ignored_counts(job).items():
             self._out.print(f"  not read: {count} tensor{'' if count == 1 else 's'} ({escape(reason)})")
@@ -265,7 +328,19 @@ class Console:
         for pattern, reason in job.layout.deviations.items():
             self._out.print(f"  differs from the vendor's converter: {escape(pattern)}: {escape(reason)}")
 
-    def _show_summary(self, job: Job) -> None:
+    def _show_lines(self, lines: Sequence[str], *, failed: bool) -> bool:
+        """A plan on stdout, where a failure prints its own document; whether there is a person to tell more."""
+        if self.json:
+            if not failed:
+                self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
+            return False
+        if self.quiet:
+            return False
+        for line in lines:
+            self._out.print(_marked(line))
+        return True
+
+    def _show_summary(self, rows: Sequence[tuple[str, str]], kind: str) -> None:
         manifest = self.report.manifest
         assert manifest is not None
         if self.json:
@@ -273,29 +348,11 @@ class Console:
             return
         if self.quiet:
             return
-        from llmcompile import environment
-
-        stages = self.report.stages
-        total = sum(record.bytes for record in manifest.files)
-        write, rate = stages.get("write", 0.0), job.plan.output_bytes / max(stages.get("write", 0.0), 1e-9)
-        output = str(job.options.build.output)
-        rows = {
-            "model": f"{job.located.label} · {_shape(job)}",
-            "artifact": f"{job.layout.folder} · tp {job.layout.ranks} · {job.layout.dtype.name} · "
-            f"{len(manifest.files) + 1} files, {_size(total)}",
-            "validated": _validated_line(manifest.validation),
-            "differs": _deviation_line(len(manifest.deviations)),
-            "took": f"{sum(stages.values()):.1f} s (writing {write:.1f} s at {_size(rate)}/s"
-            + (f", validating {stages['validate']:.1f} s" if "validate" in stages else "")
-            + f"), peak memory {_size(environment.peak_memory())}",
-            "next": f"llmcompile verify {shlex.quote(output)}",
-        }
-        self._out.print(f"\n[bold green]✓[/] [bold]{escape(output)}[/] is ready for FasterTransformer")
-        for name, text in rows.items():
+        self._out.print(f"\n[bold green]✓[/] [bold]{escape(str(self.report.output))}[/] is {kind}")
+        notes = () if manifest.validation is None else manifest.validation.notes
+        for name, text in [*rows, *(("note", note) for note in dict.fromkeys((*manifest.notes, *notes)))]:
             if text != "":
                 self._out.print(f"  [dim]{name:<9}[/] {escape(text)}")
-        for note in manifest.notes:
-            self._out.print(f"  [dim]{'note':<9}[/] {escape(note)}")
 
 
 class _Lines:
@@ -413,18 +470,73 @@ def _shape(job: Job) -> str:
 def _plan_lines(job: Job) -> list[str]:
     plan, needs = job.plan, job.resources
     source = sum(file.size_bytes for file in job.checkpoint.files)
-    lines = [
+    ranks = job.layout.ranks * job.layout.pp
+    return [
         f"{job.located.label}: {_shape(job)}",
         f"read   {len(plan.tensors_read)} of {len(job.checkpoint.tensors)} tensors, {_size(source)} of "
         f"{job.checkpoint.format} in {len(job.checkpoint.files)} file{'' if len(job.checkpoint.files) == 1 else 's'}",
         f"write  {job.layout.folder}: {len(plan.files)} tensor files, {_size(plan.output_bytes)} of "
-        f"{job.layout.dtype.name} for {job.layout.ranks} rank{'' if job.layout.ranks == 1 else 's'}; "
-        f"{job.files} files in all",
+        f"{_elements(job)} for {ranks} rank{'' if ranks == 1 else 's'}{_mapping(job)}; {job.files} files in all",
+        *_build_line(job.options, job.toolchain),
         f"memory {_size(needs.memory)} to convert with {needs.workers} workers"
         + (f", about {_size(needs.memory_validation)} to validate" if needs.memory_validation > 0 else "")
         + f", of {_size(needs.memory_available)}; disk {_size(needs.disk)} of {_size(needs.disk_available)} free",
     ]
-    return lines
+
+
+def _mapping(job: Job) -> str:
+    """How the ranks come about, where there is more than tensor parallelism."""
+    layout = job.layout
+    degrees = f"tp {layout.ranks}" + (f" x pp {layout.pp}" if layout.pp > 1 else "")
+    experts = f", experts over {layout.moe_ep}" if layout.moe_ep > 1 else ""
+    return f" ({degrees}{experts})" if layout.pp > 1 or layout.moe_ep > 1 else ""
+
+
+def _elements(job: Job) -> str:
+    """The element type, and the quantization where there is one."""
+    quantized = _quantized(job)
+    return job.layout.dtype.name if quantized == "" else f"{job.layout.dtype.name} with {quantized}"
+
+
+def _quantized(job: Job) -> str:
+    """`quant_algo` as config.json has it, and the byte layout where there are two."""
+    for name, text in job.layout.texts.items():
+        if not name.endswith("config.json"):
+            continue
+        algorithm = jsonlib.loads(text).get("quantization", {}).get("quant_algo")
+        if algorithm in ("W8A16", "W4A16"):
+            plain = getattr(job.options, "wo_layout", "") == "deferred"
+            return f"{algorithm} ({'laid out by the builder' if plain else 'in the sm80 layout'})"
+        return "" if algorithm is None else str(algorithm)
+    return ""
+
+
+def _build_line(options: Options, toolchain: Toolchain | None) -> Iterator[str]:
+    if options.backend != "trtllm":
+        return
+    if options.stop_after is not None:
+        yield f"build  nothing, by --stop-after {options.stop_after}; for TensorRT-LLM {options.trtllm_version}"
+    elif toolchain is None:
+        yield f"build  engine/: no builder of TensorRT-LLM {options.trtllm_version} found"
+    else:
+        by = toolchain.executable if options.builder == "cli" else toolchain.python
+        gpus = ", ".join(dict.fromkeys(gpu.name for gpu in toolchain.gpus))
+        flags = " ".join(f"{name} {value}".strip() for name, value in options.engine)
+        yield f"build  engine/ with TensorRT-LLM {toolchain.version} by {by} for {gpus}"
+        if flags != "":
+            yield f"flags  {flags}"
+
+
+def _start_lines(start: Start) -> list[str]:
+    config = start.config
+    quantization = config.get("quantization")
+    algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
+    return [
+        f"{start.label}: {config.get('architecture')} of TensorRT-LLM, {config.get('dtype')}"
+        f"{'' if algorithm is None else f', {algorithm}'}",
+        f"read   {start.checkpoint}: {start.ranks} rank{'' if start.ranks == 1 else 's'}",
+        *_build_line(start.options, start.toolchain),
+    ]
 
 
 def _facts_table(job: Job) -> Table:
@@ -452,7 +564,12 @@ def _plan_json(job: Job) -> dict[str, Any]:
         "sizes": dict(job.dims.sizes),
         "facts": dict(job.dims.facts),
         "dtype": job.layout.dtype.name,
-        "ranks": job.layout.ranks,
+        "ranks": job.layout.ranks * job.layout.pp,
+        "tp": job.layout.ranks,
+        "pp": job.layout.pp,
+        "moe_ep": job.layout.moe_ep,
+        "quantization": _quantized(job),
+        "builder": _toolchain_json(job.toolchain),
         "tensors_read": len(job.plan.tensors_read),
         "ignored": dict(job.plan.ignored),
         "files": {job.layout.folder + file: size for file, size in job.plan.files.items()},
@@ -465,10 +582,33 @@ def _plan_json(job: Job) -> dict[str, Any]:
         "workers": needs.workers,
         "deviations": dict(job.layout.deviations),
         "notes": list(job.layout.notes),
-        "problems": [
-            {"category": error.category, **_fields(problem)} for error in job.errors for problem in error.problems
-        ],
+        "problems": _problems_json(job.errors),
     }
+
+
+def _start_json(start: Start) -> dict[str, Any]:
+    return {
+        "checkpoint": str(start.checkpoint),
+        "config": dict(start.config),
+        "ranks": start.ranks,
+        "builder": _toolchain_json(start.toolchain),
+        "problems": _problems_json(start.errors),
+    }
+
+
+def _toolchain_json(toolchain: Toolchain | None) -> dict[str, Any] | None:
+    if toolchain is None:
+        return None
+    return {
+        "tensorrt_llm": toolchain.version,
+        "python": str(toolchain.python),
+        "trtllm_build": None if toolchain.executable is None else str(toolchain.executable),
+        "gpus": [gpu.name for gpu in toolchain.gpus],
+    }
+
+
+def _problems_json(errors: Sequence[LlmCompileError]) -> list[dict[str, str]]:
+    return [{"category": error.category, **_fields(problem)} for error in errors for problem in error.problems]
 
 
 def _validated_line(validation: Validation | None) -> str:
@@ -478,14 +618,117 @@ def _validated_line(validation: Validation | None) -> str:
     inputs = " and ".join(dict.fromkeys(comparison.input for comparison in validation.comparisons))
     texts = []
     for output in dict.fromkeys(comparison.output for comparison in validation.comparisons):
-        of_model = [c for c in validation.comparisons if c.output == output and c.reference.startswith("the model")]
+        compared = [comparison for comparison in validation.comparisons if comparison.output == output]
+        of_model = [c for c in compared if c.reference.startswith("the model") and _is_number(c.details.get("max_abs"))]
+        if of_model == []:
+            texts.append(f"{output} {'within its limits' if all(c.passed for c in compared) else 'beyond its limits'}")
+            continue
         exact = [c for c in of_model if c.reference != "the model in float32"]
         decisive = max(exact if len(exact) > 0 else of_model, key=lambda c: c.details["max_abs"])
         texts.append(f"{output} max abs {decisive.details['max_abs']:.1e} (atol {decisive.details['atol']:.1e})")
-        if len(exact) > 0:
-            moved = max(c.details["max_abs"] for c in of_model if c.reference == "the model in float32")
-            texts[-1] += f", {moved:.1e} from float32"
-    return f"{'; '.join(texts)}, on {inputs}"
+        in_float32 = [c.details["max_abs"] for c in of_model if c.reference == "the model in float32"]
+        if len(exact) > 0 and len(in_float32) > 0:
+            texts[-1] += f", {max(in_float32):.1e} from float32"
+    return f"{'; '.join(texts)}, on {inputs}" if texts != [] else "nothing was compared"
+
+
+def _quality_line(validation: Validation | None) -> str:
+    """What the quantization costs, where there is one."""
+    if validation is None or validation.quality is None:
+        return ""
+    quality = validation.quality
+    return (
+        f"perplexity {quality.perplexity:.4g}, the model's {quality.perplexity_model:.4g}; "
+        f"same top-1 token {quality.top1:.1%}; on {quality.tokens} tokens of {quality.text}"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _job_kind(job: Job) -> str:
+    if job.options.backend == "trtllm":
+        return f"ready for TensorRT-LLM {job.options.trtllm_version}"
+    return "ready for FasterTransformer"
+
+
+def _job_rows(job: Job, report: Report) -> list[tuple[str, str]]:
+    """What became of a job: name and text of each line."""
+    manifest = report.manifest
+    assert manifest is not None
+    write = report.stages.get("write", 0.0)
+    rate = job.plan.output_bytes / max(write, 1e-9)
+    held = any(record.path.startswith(job.layout.folder) for record in manifest.files)
+    mapping = _mapping(job).strip(" ()") if _mapping(job) != "" else f"tp {job.layout.ranks}"
+    total = _size(sum(record.bytes for record in manifest.files))
+    return [
+        ("model", f"{job.located.label} · {_shape(job)}"),
+        (
+            "artifact",
+            f"{job.layout.folder if held else 'engine/'} · {mapping} · {_elements(job)} · "
+            f"{len(manifest.files) + 1} files, {total}",
+        ),
+        ("engine", _engine_line(manifest.engine)),
+        ("validated", _validated_line(manifest.validation)),
+        ("quality", _quality_line(manifest.validation)),
+        ("differs", _deviation_line(len(manifest.deviations))),
+        ("took", _took(report, f"writing {write:.1f} s at {_size(rate)}/s")),
+        *_next_rows(job, manifest),
+    ]
+
+
+def _start_rows(start: Start, report: Report) -> list[tuple[str, str]]:
+    manifest = report.manifest
+    assert manifest is not None
+    return [
+        ("model", _start_lines(start)[0]),
+        ("engine", _engine_line(manifest.engine)),
+        ("validated", _validated_line(manifest.validation)),
+        ("quality", _quality_line(manifest.validation)),
+        ("took", _took(report)),
+        ("next", f"llmcompile verify {shlex.quote(str(report.output))}"),
+    ]
+
+
+def _took(report: Report, *parts: str) -> str:
+    from llmcompile import environment
+
+    shown = {"validate": "validating", "engine": "building", "run": "running the engine"}
+    of = [*parts, *(f"{words} {report.stages[name]:.1f} s" for name, words in shown.items() if name in report.stages)]
+    spent = f"{sum(report.stages.values()):.1f} s" + (f" ({', '.join(of)})" if of != [] else "")
+    return f"{spent}, peak memory {_size(environment.peak_memory())}"
+
+
+def _engine_line(engine: Engine | None) -> str:
+    if engine is None:
+        return ""
+    on = engine.gpu if engine.compute_capability is None else f"{engine.gpu} (SM {engine.compute_capability})"
+    parts = [
+        f"TensorRT-LLM {engine.tensorrt_llm}",
+        None if engine.tensorrt is None else f"TensorRT {engine.tensorrt}",
+        None if engine.gpu is None else f"{on}, and runs on no other kind",
+        f"{engine.ranks} rank{'' if engine.ranks == 1 else 's'}, {_size(engine.bytes)}",
+    ]
+    return " · ".join(part for part in parts if part is not None)
+
+
+def _next_rows(job: Job, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What to type next."""
+    output = str(job.options.build.output)
+    if job.options.backend != "trtllm" or manifest.engine is not None:
+        yield "next", f"llmcompile verify {shlex.quote(output)}"
+        return
+    given = (
+        ""
+        if job.options.trtllm_version == type(job.options).trtllm_version
+        else (f" --trtllm-version {job.options.trtllm_version}")
+    )
+    folder, engine = shlex.quote(output), shlex.quote(f"{output.rstrip('/')}-engine")
+    yield "next", f"on the GPU host: llmcompile build trtllm{given} --from-checkpoint {folder} {engine}"
+    if "config.json" in job.layout.texts:
+        checkpoint = shlex.quote(str(job.options.build.output / job.layout.folder))
+        yield "or", f"without llmcompile: trtllm-build --checkpoint_dir {checkpoint} --output_dir {engine}"
 
 
 def _deviation_line(count: int) -> str:

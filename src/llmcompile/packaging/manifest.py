@@ -84,6 +84,19 @@ class Comparison(_Strict):
     details: Mapping[str, Any]
 
 
+class Quality(_Strict):
+    """What a quantized artifact costs on a text, beside the float32 model; figures of three significant digits."""
+
+    text: str
+    recipe: str
+    tokens: int
+    perplexity_model: float
+    perplexity: float
+    top1: float = Field(description="Share of positions at which both prefer the same token.")
+    largest_error: float = Field(description="Largest difference of a logit.")
+    largest_logit: float
+
+
 class Validation(_Strict):
     """What was proved about the numbers."""
 
@@ -91,6 +104,7 @@ class Validation(_Strict):
     executor: str
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    quality: Quality | None = Field(None, description="Null for an artifact that is not quantized.")
 
 
 class Engine(_Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from llmcompile.pipeline.job import View
 
 ENGINE = "engine"
+_SCRATCH = ".building"
+"""Where the builder runs, and leaves what it likes."""
 
 
 def find(options: Options, layout: Layout) -> Toolchain | None:
@@ -41,12 +44,20 @@ def _found(options: TrtllmOptions, dtype: str, recipe: str | None) -> Toolchain:
         options.toolchain_python,
         options.trtllm_build,
         version=options.trtllm_version,
-        checkpoint=str(options.build.output),
+        checkpoint=str(options.build.output if options.from_checkpoint is None else options.from_checkpoint),
+        finished=options.from_checkpoint is not None,
     )
     problems = toolchain.check(found, options, dtype=dtype, recipe=recipe)
     if len(problems) > 0:
         raise collected(ToolchainError, problems)
     return found
+
+
+def disk_bytes(options: Options, checkpoint_bytes: int) -> int:
+    """Disk an engine takes, about: its weights are those of the checkpoint."""
+    if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
+        return 0
+    return checkpoint_bytes
 
 
 def find_for(options: TrtllmOptions, config: dict[str, object]) -> Toolchain:
@@ -82,21 +93,24 @@ def build(
     """
     assert isinstance(options, TrtllmOptions)
     source = work.path / FOLDER if checkpoint is None else checkpoint
-    target = work.path / ENGINE
+    target, scratch = work.path / ENGINE, work.path / _SCRATCH
     if target.exists():
         # A run that was stopped while building left it in our own work directory; engines are not resumed.
         shutil.rmtree(target)
     target.mkdir()
-    toolchain.build_engine(found, options, checkpoint=source, output=target, folder=work.path, on_line=view.building)
+    scratch.mkdir(exist_ok=True)
+    toolchain.build_engine(found, options, checkpoint=source, output=target, folder=scratch, on_line=view.building)
     parts = [part for part in toolchain.PARTS if (source / part / "config.json").exists()]
     facts = [
         toolchain.check_engine_dir(target / part, toolchain.read_config(source / part / "config.json"), found)
         for part in (parts if len(parts) > 0 else [""])
     ]
-    for path in sorted(path for path in work.path.rglob("*") if path.is_file()):
-        file = path.relative_to(work.path)
-        if file.parts[0] == ENGINE or file.name == toolchain.CACHE:
-            work.record(str(file), hash_file(path))
+    if (scratch / toolchain.CACHE).exists():
+        # Kernel timings: the next build for this GPU may begin with them.
+        os.replace(scratch / toolchain.CACHE, work.path / toolchain.CACHE)
+        work.record(toolchain.CACHE, hash_file(work.path / toolchain.CACHE))
+    for path in sorted(path for path in target.rglob("*") if path.is_file()):
+        work.record(str(path.relative_to(work.path)), hash_file(path))
     first = facts[0]
     return records.Engine(
         tensorrt_llm=first.trtllm_version,
@@ -108,6 +122,12 @@ def build(
         bytes=sum(fact.size_bytes for fact in facts),
         flags=tuple(f"{name} {value}".strip() for name, value in options.engine),
     )
+
+
+def clean(work: WorkDirectory) -> None:
+    """Remove what the builder and the runtime left in the folder they ran in."""
+    if (work.path / _SCRATCH).exists():
+        shutil.rmtree(work.path / _SCRATCH)
 
 
 def leave_out_checkpoint(options: Options, work: WorkDirectory) -> None:
@@ -134,19 +154,18 @@ def why_not_run(options: TrtllmOptions, found: Toolchain, built: records.Engine,
 
 
 def run(found: Toolchain, work: Path, prompts: Sequence[Sequence[int]], end_id: int, view: View) -> tuple[Path, ...]:
-    """Run the engine on prompts; one .npy of logits (tokens, vocabulary) for each, beside the work directory.
+    """Run the engine on prompts; one .npy of logits (tokens, vocabulary) for each, in the folder `clean` removes.
 
     Raises:
         ToolchainError: The runtime failed.
     """
-    logits = work.with_name(work.name + ".logits")
     return toolchain.run_engine(
         found,
         engine=work / ENGINE,
         prompts=prompts,
         end_id=end_id,
-        logits=logits,
-        folder=work,
+        logits=work / _SCRATCH / "logits",
+        folder=work / _SCRATCH,
         timeout_seconds=None,
         on_line=view.building,
     )

@@ -187,6 +187,7 @@ def build_from(start: Start, view: View, report: Report) -> None:
     ) as work:
         with report.stage("engine"):
             built = engine.build(options, start.toolchain, work, view, checkpoint=start.checkpoint)
+            engine.clean(work)
         for name, path in start.auxiliary.items():
             work.write_bytes(name, path.read_bytes())
         manifest = _manifest(start, work, validation, built)

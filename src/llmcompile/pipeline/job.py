@@ -39,7 +39,7 @@ from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 
 if TYPE_CHECKING:
     from llmcompile.exporters.trtllm.toolchain import Line, Toolchain
-    from llmcompile.validation.checks import Check
+    from llmcompile.validation.checks import Finding
 
 BUDGET_BYTES = 256 << 20
 """Tensor data held at once unless --max-memory says otherwise; a larger tensor passes alone."""
@@ -64,8 +64,8 @@ class View(Protocol):
     def validating(self, subject: str, ranks: int) -> None:
         """Validation begins."""
 
-    def checked(self, check: Check | str) -> None:
-        """One comparison was made, or something was left out."""
+    def checked(self, check: Finding) -> None:
+        """One comparison was made, a quantized artifact was scored, or something was left out."""
 
     def building(self, line: Line) -> None:
         """The vendor's builder said something."""
@@ -184,7 +184,7 @@ def prepare(options: Options, report: Report) -> Job:
             pp=layout.pp,
             moe_ep=layout.moe_ep,
         )
-        resources = _resources(build, checkpoint, plan)
+        resources = _resources(build, checkpoint, plan, engine.disk_bytes(options, plan.output_bytes))
     errors = list(_obstacles(build, layout, plan, resources))
     toolchain = None
     if len(layout.refusals) == 0:
@@ -246,7 +246,7 @@ def prevailing_dtype(checkpoint: Checkpoint) -> DType:
     return BY_NAME["fp32" if name == "fp64" else name]
 
 
-def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan) -> Resources:
+def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan, engine_bytes: int) -> Resources:
     workers = min(4, environment.cores() + 1) if build.workers is None else build.workers
     base = environment.resident_memory() + _SLACK_BYTES
     largest = plan.memory_bytes(1)
@@ -259,7 +259,7 @@ def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan) -> Resou
         memory_validation=_validation_memory(checkpoint) if build.validate else 0,
         memory_available=available if build.max_memory is None else min(available, build.max_memory),
         budget=budget,
-        disk=max(0, plan.output_bytes - done),
+        disk=max(0, plan.output_bytes + engine_bytes - done),
         disk_available=environment.free_disk(build.output.absolute().parent),
         workers=workers,
     )

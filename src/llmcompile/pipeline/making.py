@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from llmcompile import __version__, environment
 from llmcompile.checkpoint.folder import contained
-from llmcompile.errors import MismatchError, Problem, collected
+from llmcompile.errors import MismatchError, Problem, ToolchainError, collected
 from llmcompile.exporters.backends import BACKENDS
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine, validating
@@ -19,6 +21,8 @@ from llmcompile.stream import Streamed, stream
 from llmcompile.writing import MANIFEST, WorkDirectory, hash_file, work_path
 
 _NUMERIC_PACKAGES = ("numpy",)
+_WIDER = {"ft": "--dtype fp32", "trtllm": "--dtype bfloat16 or float32"}
+"""Backend -> the flag that gives a range in which nothing overflows."""
 _VALIDATION_PACKAGES = ("safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -42,12 +46,14 @@ def build(job: Job, view: View, report: Report) -> None:
                 validation = validating.of_job(job, work.path, view, overflow_accepted=len(streamed.overflowed) > 0)
         built = None
         if job.toolchain is not None and (validation is None or validation.record.passed):
-            with report.stage("engine"):
+            with report.stage("engine"), _resumable(work):
                 built = engine.build(job.options, job.toolchain, work, view)
             if options.validate:
                 with report.stage("run"):
                     validation = validating.of_engine(job, built, work.path, view, validation)
-            engine.leave_out_checkpoint(job.options, work)
+            engine.clean(work)
+            if validation is None or validation.record.passed:
+                engine.leave_out_checkpoint(job.options, work)
         manifest = _manifest(job, work, streamed, validation, built)
         if validation is not None and not validation.record.passed:
             work.write_bytes(MANIFEST, records.to_bytes(manifest))
@@ -57,6 +63,18 @@ def build(job: Job, view: View, report: Report) -> None:
             work.write_bytes(MANIFEST, records.to_bytes(manifest))
             work.publish()
         report.manifest, report.output = manifest, options.output
+
+
+@contextmanager
+def _resumable(work: WorkDirectory) -> Iterator[None]:
+    """Say, when the builder fails, that what was converted is not lost."""
+    try:
+        yield
+    except ToolchainError as error:
+        kept = f"the converted checkpoint is kept in {work.path}: repeat the command with --resume"
+        last = error.problems[-1]
+        hint = kept if last.hint == "" else f"{last.hint}\n{kept}"
+        raise collected(ToolchainError, [*error.problems[:-1], replace(last, hint=hint)]) from error
 
 
 def _kept(problems: list[Problem], rejected: Path) -> list[Problem]:
@@ -105,6 +123,11 @@ def _refuse_overflow(job: Job, streamed: Streamed) -> None:
     if len(streamed.overflowed) == 0 or job.options.build.allow_overflow:
         return
     dtype = job.layout.dtype.name
+    work = work_path(job.options.build.output)
+    hint = (
+        f"use {_WIDER[job.options.backend]}; or accept it: repeat with --resume --allow-overflow (the work is kept in "
+        f"{work})"
+    )
     raise collected(
         MismatchError,
         [
@@ -112,8 +135,7 @@ def _refuse_overflow(job: Job, streamed: Streamed) -> None:
                 tensor,
                 f"{elements} finite elements overflow to infinity in {dtype}",
                 "none",
-                f"use --dtype fp32; or accept it: repeat with --resume --allow-overflow (the work is kept in "
-                f"{work_path(job.options.build.output)})",
+                hint,
             )
             for tensor, elements in streamed.overflowed.items()
         ],

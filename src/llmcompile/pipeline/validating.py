@@ -17,7 +17,7 @@ from llmcompile.pipeline.job import Job, View
 
 if TYPE_CHECKING:
     from llmcompile.validation import ft, trtllm
-    from llmcompile.validation.checks import Check
+    from llmcompile.validation.checks import Check, Finding, Quality
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Checks(Protocol):
 
     def validate(
         self, subject: Any, *, atol: float | None, rtol: float | None, trust_remote_code: bool
-    ) -> Iterator[Check | str]:
+    ) -> Iterator[Finding]:
         """Compare, one check at a time."""
 
 
@@ -144,27 +144,51 @@ def run(
     trust_remote_code: bool,
 ) -> Validated:
     """Run every check of an artifact, showing each as it is made; what disagrees is in the result, not raised."""
-    from llmcompile.validation.checks import problems_of
+    from llmcompile.validation import checks as kinds
 
     view.validating(checks.ARTIFACT, ranks)
     made: list[Check] = []
     notes: list[str] = []
     differences: list[Problem] = []
+    quality: Quality | None = None
     try:
         for item in checks.validate(subject, atol=atol, rtol=rtol, trust_remote_code=trust_remote_code):
             view.checked(item)
             if isinstance(item, str):
                 notes.append(item)
+            elif isinstance(item, kinds.Quality):
+                quality = item
             else:
+                assert isinstance(item, kinds.Check)
                 made.append(item)
     except MismatchError as error:
         differences.extend(error.problems)
-    problems = [*differences, *problems_of(made)]
+    problems = [*differences, *kinds.problems_of(made)]
     comparisons = tuple(comparison for check in made for comparison in _comparisons(check))
     record = records.Validation(
-        passed=len(problems) == 0, executor=checks.EXECUTOR, comparisons=comparisons, notes=tuple(notes)
+        passed=len(problems) == 0,
+        executor=checks.EXECUTOR,
+        comparisons=comparisons,
+        notes=tuple(notes),
+        quality=None if quality is None else _quality(quality),
     )
     return Validated(record, problems)
+
+
+def _quality(found: Quality) -> records.Quality:
+    def rounded(value: float) -> float:
+        return float(f"{value:.3g}")
+
+    return records.Quality(
+        text=found.text,
+        recipe=found.recipe,
+        tokens=found.tokens,
+        perplexity_model=rounded(found.perplexity_model),
+        perplexity=rounded(found.perplexity),
+        top1=rounded(found.top1),
+        largest_error=rounded(found.largest_error),
+        largest_logit=rounded(found.largest_logit),
+    )
 
 
 def _comparisons(check: Check) -> Iterator[records.Comparison]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -33,6 +33,44 @@ class Check:
     reference: str
     comparison: Comparison
     decisive: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What a quantized artifact costs on a text, beside the float32 model; informs, and rejects nothing.
+
+    Attributes:
+        text: What was scored.
+        recipe: How weights, and activations where the recipe has it, were quantized.
+        tokens: Tokens scored.
+        perplexity_model: e to the mean negative log-likelihood of the next token, by the model.
+        perplexity: Likewise by the artifact.
+        top1: Share of positions at which both prefer the same token.
+        largest_error: Largest difference of a logit.
+        largest_logit: Largest logit of the model, by magnitude.
+    """
+
+    text: str
+    recipe: str
+    tokens: int
+    perplexity_model: float
+    perplexity: float
+    top1: float
+    largest_error: float
+    largest_logit: float
+
+    def __str__(self) -> str:
+        """One line for people."""
+        change = self.perplexity / self.perplexity_model - 1
+        return (
+            f"{self.recipe} on {self.tokens} tokens of {self.text}: perplexity {self.perplexity:.4g}, {change:+.2%} "
+            f"beside the model's {self.perplexity_model:.4g}; same top-1 token {self.top1:.1%}; "
+            f"largest error {self.largest_error:.2g} in logits as large as {self.largest_logit:.3g}"
+        )
+
+
+Finding: TypeAlias = Check | Quality | str
+"""What a validation yields: a comparison, what a recipe costs, or a sentence about what was left out."""
 
 
 class StoredWeights:

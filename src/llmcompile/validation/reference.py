@@ -197,11 +197,13 @@ class EmbeddingTable:
         kind: "tokens" or "positions".
         stored: Name of the tensor in the checkpoint, shape (skip + rows, width).
         skip: Rows before the first that is used.
+        stack: "encoder" or "decoder" for a table of positions of a model that has both; "" otherwise.
     """
 
     kind: str
     stored: str
     skip: int
+    stack: str = ""
 
 
 def embedding_tables(
@@ -220,6 +222,7 @@ def embedding_tables(
         model = _empty_model(_auto_class(config, *_kind(config), encoder_only), config, trust_remote_code)
     stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
     inputs = model.get_input_embeddings()
+    two = _kind(config)[0] and not encoder_only
     tables: dict[str, EmbeddingTable] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding):
@@ -228,7 +231,9 @@ def embedding_tables(
             tables["tokens"] = EmbeddingTable(kind="tokens", stored=stored[f"{name}.weight"], skip=0)
         elif name.endswith(("wpe", "embed_positions", "position_embeddings")):
             skip = int(getattr(module, "offset", 0))
-            tables["positions"] = EmbeddingTable(kind="positions", stored=stored[f"{name}.weight"], skip=skip)
+            stack = ("decoder" if "decoder." in name else "encoder") if two else ""
+            found = EmbeddingTable(kind="positions", stored=stored[f"{name}.weight"], skip=skip, stack=stack)
+            tables[f"positions {stack}"] = found
     return list(tables.values())
 
 

@@ -27,9 +27,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from llmcompile.errors import MismatchError, Problem, collected
-from llmcompile.validation.checks import Check, StoredWeights
-from llmcompile.validation.compare import Comparison, compare, scale
+from llmcompile.errors import MismatchError, Problem, ToolchainError, collected
+from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
+from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
     EmbeddingTable,
     Reference,
@@ -48,6 +48,8 @@ from llmcompile.validation.tensorrt_llm import (
     embedding_table,
     execute,
     position_table,
+    relative_tables,
+    stack_table,
 )
 from llmcompile.validation.tensorrt_llm.linears import fake_quantized
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
@@ -145,9 +147,7 @@ def ranks(folder: Path) -> int:
     return int(json.loads(path.read_text(encoding="utf-8")).get("mapping", {}).get("world_size", 1))
 
 
-def validate(
-    subject: Subject, *, atol: float | None, rtol: float | None, trust_remote_code: bool
-) -> Iterator[Check | str]:
+def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_remote_code: bool) -> Iterator[Finding]:
     """Compare the checkpoint with the model, one check at a time.
 
     Args:
@@ -157,7 +157,7 @@ def validate(
         trust_remote_code: Let transformers run the checkpoint's own code.
 
     Yields:
-        A `Check` for each comparison, and a sentence for each thing left out.
+        A `Check` for each comparison, a sentence for each thing left out, and the `Quality` of a quantized checkpoint.
 
     Raises:
         MismatchError: A tensor is missing, misshapen or unknown; config.json is about another model; an embedding or an
@@ -458,19 +458,37 @@ def _mask_overflow(stored: Reference, found: Mapping[str, Tensor]) -> Iterator[s
 
 
 def _table_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
-    """Where an embedding is not the model's table, cast: the rows of tokens that no run is fed."""
-    if subject.two_stacks:
-        return
+    """Where a table is not the model's, cast: rows of tokens, positions and distances that no run is fed."""
     tables = embedding_tables(
         oracle.config, oracle.weights, encoder_only=False, trust_remote_code=oracle.trust_remote_code
     )
     for table in tables:
-        blocks = embedding_table(subject.folder) if table.kind == "tokens" else position_table(subject.folder)
-        yield from _different_rows(subject, oracle, table, blocks)
+        if not subject.two_stacks:
+            blocks = embedding_table(subject.folder) if table.kind == "tokens" else position_table(subject.folder)
+            yield from _different_rows(subject, oracle, table, blocks, f"the table of {table.kind}")
+            continue
+        for stack in ("encoder", "decoder"):
+            if table.stack in ("", stack):
+                blocks = stack_table(subject.folder, table.kind, decoder=stack == "decoder")
+                yield from _different_rows(subject, oracle, table, blocks, f"the {stack}'s table of {table.kind}")
+    if subject.two_stacks:
+        yield from _different_distances(subject, oracle)
+
+
+def _different_distances(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
+    """Relative position biases of distances that no run has, by T5's names; of a model without them, none."""
+    for stack in ("encoder", "decoder"):
+        stored = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        if stored not in oracle.weights.names():
+            continue
+        wanted = oracle.weights.read(stored).T.to(_TORCH[subject.dtype]).float()
+        for name, found in relative_tables(subject.folder, decoder=stack == "decoder"):
+            if not torch.equal(found, wanted):
+                yield Problem(name, f"not {stored}, transposed", "the model's, cast", "convert the model again")
 
 
 def _different_rows(
-    subject: Subject, oracle: _Oracle, table: EmbeddingTable, blocks: Iterator[Tensor]
+    subject: Subject, oracle: _Oracle, table: EmbeddingTable, blocks: Iterator[Tensor], name: str
 ) -> Iterator[Problem]:
     expected, row = oracle.weights.read(table.stored), table.skip
     for block in blocks:
@@ -479,9 +497,12 @@ def _different_rows(
         if not bool(same.all()):
             at = int((~same).any(dim=1).nonzero()[0])
             text = f"row {row + at - table.skip} is not row {row + at} of {table.stored}"
-            yield Problem(f"the table of {table.kind}", text, "the model's, cast", "convert the model again")
+            yield Problem(name, text, "the model's, cast", "convert the model again")
             return
         row += len(block)
+    if row != len(expected):
+        found, wanted_rows = f"{row - table.skip} rows", f"{len(expected) - table.skip}, as {table.stored}"
+        yield Problem(name, found, wanted_rows, "convert the model again")
 
 
 _FP8_LAYERS = {
@@ -519,14 +540,12 @@ def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
 # What a recipe costs
 
 
-def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Check | str]:
+def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
     """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model."""
-    algorithm = str(subject.algorithm)
-    where, windows, reason = _text_windows(subject, oracle)
+    text, windows, reason = _text_windows(subject, oracle)
     if reason != "":
         yield reason
-    expected = _Quality()
-    found = _Quality()
+    expected, found = _Likelihood(), _Likelihood()
     agreed = total = 0
     largest = worst = 0.0
     for tokens in windows:
@@ -537,35 +556,19 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Check | str]:
         agreed += int((model.argmax(-1) == logits.argmax(-1)).sum())
         total += tokens.numel()
         largest, worst = max(largest, scale(model)), max(worst, scale(model - logits))
-    share, why = _NOISE.get(algorithm, (1.0, "quantized weights"))
-    limits = {
-        "perplexity": Tolerance(atol=0.0, rtol=share, reason=why),
-        "top-1 agreement": Tolerance(atol=share, rtol=0.0, reason=why),
-        "largest error": Tolerance(atol=share * largest, rtol=0.0, reason=f"{why}; outputs as large as {largest:.3g}"),
-    }
-    comparison = _scalars(
-        {"perplexity": expected.perplexity, "top-1 agreement": 1.0, "largest error": 0.0},
-        {"perplexity": found.perplexity, "top-1 agreement": agreed / total, "largest error": worst},
-        limits,
-    )
-    yield Check(
-        input=where,
-        reference=f"the model in float32, while the checkpoint is run as {algorithm} on a GPU",
-        comparison=comparison,
-        decisive=False,
+    yield Quality(
+        text=text,
+        recipe=str(subject.algorithm),
+        tokens=total,
+        perplexity_model=expected.perplexity,
+        perplexity=found.perplexity,
+        top1=agreed / total,
+        largest_error=worst,
+        largest_logit=largest,
     )
 
 
-def _scalars(expected: Mapping[str, float], found: Mapping[str, float], limits: Mapping[str, Tolerance]) -> Comparison:
-    """Numbers compared as outputs of one element."""
-    return compare(
-        {name: torch.tensor([value]) for name, value in expected.items()},
-        {name: torch.tensor([value]) for name, value in found.items()},
-        limits,
-    )
-
-
-class _Quality:
+class _Likelihood:
     """Negative log-likelihood of the tokens that follow, summed over windows."""
 
     def __init__(self) -> None:
@@ -593,9 +596,9 @@ def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor],
     if prompt.tokens is None or prompt.tokens.shape[1] < 2:
         tokens = fixed_tokens(subject.sizes["vocab"], batch=1, sequence=min(window, 64), seed=2)
         reason = "too few tokens in it" if prompt.tokens is not None else prompt.reason
-        return "fixed tokens", [tokens], f"no text was scored: {reason}"
+        return "a fixed sequence", [tokens], f"no text was scored: {reason}"
     windows = [part for part in torch.split(prompt.tokens, window, 1) if part.shape[1] > 1]
-    return f"{sum(part.shape[1] for part in windows)} tokens of {name}", windows, ""
+    return name, windows, ""
 
 
 # The engine itself, where there is a GPU
@@ -605,6 +608,14 @@ def engine_prompts(subject: Subject) -> list[list[int]]:
     """Token ids to run an engine on."""
     tokens = fixed_tokens(subject.sizes["vocab"], batch=_BATCH, sequence=min(_SEQUENCE, _longest(subject)))
     return [[int(token) for token in row] for row in tokens]
+
+
+def _logits(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        lines = str(error).splitlines()
+        raise ToolchainError(str(path), lines[0], "logits as .npy", "see the runtime's log above") from error
 
 
 def engine_checks(
@@ -621,7 +632,7 @@ def engine_checks(
     with _oracle(subject, trust_remote_code) as oracle:
         for number, (prompt, path) in enumerate(zip(prompts, files, strict=True)):
             expected = oracle.run(torch.tensor([list(prompt)]), stored=True).outputs["logits"]
-            found = torch.from_numpy(np.load(path, allow_pickle=False)).float()[None]
+            found = torch.from_numpy(_logits(path)).float()[None]
             share, why = _NOISE.get(str(subject.algorithm), (0.0, ""))
             limit = tolerance(
                 _SHORT[subject.dtype],

@@ -100,7 +100,7 @@ def test_without_tensorrt_llm_the_three_ways_on_are_said() -> None:
     [problem] = caught.value.problems
     assert "not installed" in problem.found
     assert "--stop-after checkpoint" in problem.hint
-    assert "--from-checkpoint llama/checkpoint" in problem.hint
+    assert "--from-checkpoint llama`" in problem.hint
     assert "nvcr.io/nvidia/tritonserver:25.08-trtllm-python-py3" in problem.hint
     assert "pip install tensorrt_llm==0.21.0" in problem.hint
 

@@ -189,7 +189,7 @@ def fp8_rowwise(clamp: float) -> Encoding:
 
 
 def fp8_requantized() -> Encoding:
-    """float8_e4m3 parts with a scale each, from the row's asides, brought to the largest: `weights_scaling_factor` (1)."""
+    """float8_e4m3 parts, each with a scale among the row's asides, brought to the largest: `weights_scaling_factor`."""
 
     def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
         return quantization.Fp8Requant([float(scale.reshape(-1)[0]) for scale in asides])

@@ -35,6 +35,8 @@ _PASSED_THROUGH = {"gptq": "w4a16_gptq", "awq": "w4a16_gptq", "fp8": "fp8"}
 called AWQ has no place for and the form called GPTQ has; both compute the same product."""
 _GEMMAS = ("gemma", "gemma2")
 _NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise")
+NO_PIPELINE = ("gptneox", "opt", "bloom", "mpt", "phi", "phi3", "gemma", "gemma2", *ENCODER_DECODER)
+"""Families that refuse --pp above 1; config/ and `_refusals` say why."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def resolve(architecture: Architecture, dims: Dims, options: TrtllmOptions, sour
     """Decide what the options leave to the model: its element type, and its recipe where it comes quantized."""
     found = FP16 if source_dtype == FP32 else source_dtype
     source = str(dims.facts.get("quantized", ""))
-    given = options.quantization is not None
+    given = options.quantization is not None and not (source == "awq" and options.quantization == "w4a16_awq")
     gemma = architecture.name in _GEMMAS
     return Resolved(
         dtype=found if options.dtype is None else DTYPES[options.dtype],
@@ -161,7 +163,10 @@ def _falcon(family: Family, dims: Dims) -> Family:
 
 
 _SHARED_EXPERT_MOVED = (0, 16)
-"""First release whose Qwen2-MoE keeps the shared expert under `mlp.`: 0.15.0.dev2024111200 does not, 0.16.0.dev2024121000 does."""
+"""First release whose Qwen2-MoE keeps the shared expert under `mlp.`.
+
+0.15.0.dev2024111200 does not yet, 0.16.0.dev2024121000 does.
+"""
 
 
 def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
@@ -232,11 +237,11 @@ def _refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions, re
     layers = versions.check_layers(dims.sizes["layers"], options.pp, options.trtllm_version)
     if options.pp > 1 and layers is not None:
         yield layers
-    if options.pp > 1 and architecture.name in ENCODER_DECODER:
-        yield Problem("--pp", f"{options.pp} with {architecture.name}", "1", "use --tp")
     if options.max_position_embeddings is not None and architecture.name != "meta_llama":
         found = f"given for {architecture.name}, whose config.json has its own"
         yield Problem("--max-position-embeddings", found, "a Meta checkpoint", "drop --max-position-embeddings")
+    if architecture.name in ENCODER_DECODER:
+        yield from _encoder_decoder_refusals(architecture, dims, options)
     yield from _moe_refusals(dims, options)
     if options.use_embedding_sharing and dims.facts["tied"] is not True:
         found = "a model whose head is its own (tie_word_embeddings false)"
@@ -245,13 +250,32 @@ def _refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions, re
         yield Problem("--embedding-sharding-dim", f"1 with {architecture.name}", "0", "--embedding-sharding-dim 0")
 
 
+def _encoder_decoder_refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Iterator[Problem]:
+    vocab = dims.sizes["vocab"]
+    if vocab % options.tp != 0:
+        # Its head has vocab_size / tp rows and no padding: models/enc_dec/model.py.
+        found = f"vocab {vocab} / {options.tp} ranks = {vocab / options.tp:.2f}"
+        degrees = ", ".join(str(tp) for tp in range(1, min(vocab, 64) + 1) if vocab % tp == 0)
+        yield Problem("--tp", found, "a whole number: this network does not pad", f"degrees that divide it: {degrees}")
+    if options.use_embedding_sharing:
+        found = f"with {architecture.name}, whose network has a head of its own"
+        yield Problem("--use-embedding-sharing", found, "a decoder-only model", "drop --use-embedding-sharing")
+    if options.pp > 1:
+        yield Problem("--pp", f"{options.pp} with {architecture.name}", "1", "use --tp")
+    if options.kv_cache is not None:
+        yield Problem("--kv-cache", f"{options.kv_cache} with {architecture.name}", "none", "drop --kv-cache")
+
+
 def _moe_refusals(dims: Dims, options: TrtllmOptions) -> Iterator[Problem]:
     experts = dims.sizes.get("experts")
     moe_ep = options.moe[1]
     if experts is None and (options.moe_ep is not None or options.moe_tp is not None):
         yield Problem("--moe-ep, --moe-tp", "given for a model without experts", "neither", "drop them")
     if experts is not None and experts % moe_ep != 0:
-        yield Problem("--moe-ep", f"{experts} experts / {moe_ep} ranks = {experts / moe_ep:.2f}", "a whole number")
+        hint = f"give a --moe-ep that divides {experts}"
+        yield Problem(
+            "--moe-ep", f"{experts} experts / {moe_ep} ranks = {experts / moe_ep:.2f}", "a whole number", hint
+        )
 
 
 def _recipe_refusals(
@@ -259,7 +283,7 @@ def _recipe_refusals(
 ) -> Iterator[Problem]:
     recipe, source = resolved.recipe, resolved.source
     expected = _PASSED_THROUGH.get(source)
-    if source != "" and recipe != expected and not (source == "awq" and recipe == "w4a16_awq"):
+    if source != "" and recipe != expected:
         found = f"{recipe} for a checkpoint that comes quantized with {source}"
         yield Problem("--quantization", found, str(expected), f"--quantization {expected}, or the unquantized model")
     if source == "" and recipe in ("w4a16_gptq", "fp8"):
@@ -276,12 +300,19 @@ def _recipe_refusals(
         yield Problem(
             "--quantization", f"fp8_rowwise with {architecture.name}", " or ".join(_ROWWISE), "--quantization w8a16"
         )
-    if options.kv_cache is not None and architecture.name in ENCODER_DECODER:
-        yield Problem("--kv-cache", f"{options.kv_cache} with {architecture.name}", "none", "drop --kv-cache")
 
 
 _ROWWISE = ("llama", "meta_llama", "mistral")
 """Families whose converter upstream has the recipe (models/llama/convert.py)."""
+
+
+def recipes(family: str) -> tuple[str, ...]:
+    """Names of `versions.RECIPES` that a family may be stored by, whether its weights are floats or come quantized."""
+    if family in ENCODER_DECODER:
+        return ("w8a16", "w4a16")
+    left_out = {*_NO_EXPERTS} if FAMILIES[family].mlp == "experts" else set()
+    left_out |= set() if family in _ROWWISE else {"fp8_rowwise"}
+    return tuple(name for name in versions.RECIPES if name not in left_out)
 
 
 def _deviations(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Iterator[tuple[str, str]]:

@@ -110,7 +110,12 @@ class EngineFacts:
 
 
 def find(
-    python: Path | None, executable: Path | None, *, version: str = versions.DEFAULT_VERSION, checkpoint: str = "OUTPUT"
+    python: Path | None,
+    executable: Path | None,
+    *,
+    version: str = versions.DEFAULT_VERSION,
+    checkpoint: str = "OUTPUT",
+    finished: bool = False,
 ) -> Toolchain:
     """Find tensorrt_llm in an interpreter, and trtllm-build beside it; nothing of either is imported here.
 
@@ -119,6 +124,7 @@ def find(
         executable: trtllm-build; None for the one beside `python`.
         version: The TensorRT-LLM asked for, which the message names.
         checkpoint: The artifact's folder, which the message names.
+        finished: Whether that folder is there already, by --from-checkpoint.
 
     Raises:
         ToolchainError: The interpreter has no tensorrt_llm, or cannot be run; says the three ways on.
@@ -127,7 +133,7 @@ def find(
     answer = _ask(interpreter, {"action": "probe"})
     found = answer.get("version")
     if found is None:
-        raise missing(interpreter, version, checkpoint)
+        raise missing(interpreter, version, checkpoint, finished=finished)
     builder = _builder(interpreter, python, executable)
     tensorrt = answer.get("tensorrt")
     return Toolchain(
@@ -140,12 +146,17 @@ def find(
     )
 
 
-def missing(python: Path, version: str, output: str) -> ToolchainError:
+def missing(python: Path, version: str, output: str, *, finished: bool = False) -> ToolchainError:
     """Say that an interpreter has no tensorrt_llm, and the three ways on."""
     image = versions.image_of(version)
+    first = (
+        f"copy {output} to a GPU host that has TensorRT-LLM, and run the same command there"
+        if finished
+        else f"add `--stop-after checkpoint` here; on the GPU host `--from-checkpoint {output}`"
+    )
     hint = (
         "three ways on:\n"
-        f"  1. add `--stop-after checkpoint` here; on the GPU host `--from-checkpoint {output}/checkpoint`\n"
+        f"  1. {first}\n"
         f'  2. in a container: docker run --rm --gpus all -v "$PWD:/work" -w /work {image} '
         f"trtllm-build --checkpoint_dir {output}/checkpoint --output_dir {output}/engine\n"
         f"  3. in an environment of its own: pip install tensorrt_llm=={version} "

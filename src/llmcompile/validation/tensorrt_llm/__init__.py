@@ -22,10 +22,23 @@ from llmcompile.validation.tensorrt_llm.decoder import (
     run_decoder,
     table_blocks,
 )
-from llmcompile.validation.tensorrt_llm.encdec import check_encoder_decoder, execute_encoder_decoder
+from llmcompile.validation.tensorrt_llm.encdec import (
+    check_encoder_decoder,
+    execute_encoder_decoder,
+    relative_tables,
+    stack_table,
+)
 from llmcompile.validation.tensorrt_llm.rank_files import RankFile, finite_problems
 
-__all__ = ["Inputs", "check_checkpoint", "embedding_table", "execute", "position_table"]
+__all__ = [
+    "Inputs",
+    "check_checkpoint",
+    "embedding_table",
+    "execute",
+    "position_table",
+    "relative_tables",
+    "stack_table",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ Shape suffixes: B batch, S sequence, H hidden, T tokens (batch * sequence).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from llmcompile.validation.tensorrt_llm.config import Config, Experts, Inner, No
 from llmcompile.validation.tensorrt_llm.linears import Linear, linear_tensors, load_experts, load_linear
 from llmcompile.validation.tensorrt_llm.rank_files import (
     RankFile,
+    joined_blocks,
     rank_path,
     surplus_files,
     tensor_problems,
@@ -47,6 +48,7 @@ _HEAD_BIAS = "lm_head.bias"
 _EMBEDDING_NORM = "transformer.ln_embed"
 _FINAL_NORM = "transformer.ln_f"
 _FIRST_NORM = "input_layernorm"
+_SHARED_EXPERT = "shared_expert"
 _QK_EPS = 1e-5
 """Not norm_epsilon: the network passes none. Source: NVIDIA/TensorRT-LLM@v1.0.0:tensorrt_llm/models/qwen/model.py,
 layers/attention.py (Attention)"""
@@ -110,11 +112,23 @@ def open_checkpoint(folder: Path, *, activations: bool = False, quantize: bool =
     """
     config = read_config(folder)
     files = tuple(RankFile(rank_path(folder, rank)) for rank in range(config.parallel.ranks))
+    config = _with_shared_expert_as_stored(config, files[0])
     checkpoint = Checkpoint(config=config, files=files, activations=activations, quantize=quantize)
     problems = structure_problems(folder, checkpoint)
     if problems != []:
         raise collected(MismatchError, problems)
     return checkpoint
+
+
+def _with_shared_expert_as_stored(config: Config, file: RankFile) -> Config:
+    """The expert that sees every token, where the file has it: beside `mlp`, or inside since 0.16, without a new field.
+
+    Source: NVIDIA/TensorRT-LLM@v0.13.0, v1.0.0:tensorrt_llm/models/qwen/model.py (QWenDecoderLayer.__init__)
+    """
+    experts, inside = config.experts, f"mlp.{_SHARED_EXPERT}"
+    if experts is None or experts.shared_inner == 0 or not file.has(f"{_prefix(0)}{inside}.fc.weight"):
+        return config
+    return replace(config, experts=replace(experts, shared_name=inside))
 
 
 def structure_problems(folder: Path, checkpoint: Checkpoint) -> list[Problem]:
@@ -603,29 +617,7 @@ def table_blocks(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
     """
     config = checkpoint.config
     rows = config.vocabulary if name == TOKENS else config.positions
-    files = [checkpoint.file(0, rank) for rank in range(config.parallel.tensor)]
     if rows is None:
         return
-    if config.sharded != 0:
-        yield from _parallel_blocks(files, name, gathered=config.sharded == 1)
-        return
-    for file in files:
-        for block in file.row_blocks(name):
-            kept = block[: max(0, rows)].float()
-            rows -= block.shape[0]
-            if kept.shape[0] > 0:
-                yield kept
-
-
-def _parallel_blocks(files: list[RankFile], name: str, *, gathered: bool) -> Iterator[Tensor]:
-    """Blocks of tables that all ranks hold rows 0 to the last of: whole, or some of the columns."""
-    for blocks in zip(*(file.row_blocks(name) for file in files), strict=True):
-        if gathered:
-            yield torch.cat(blocks, -1).float()
-            continue
-        for file, block in zip(files, blocks, strict=True):
-            if not torch.equal(block, blocks[0]):
-                raise MismatchError(
-                    f"{file.path}: {name}", f"differs from that in {files[0].path.name}", "the same whole table"
-                )
-        yield blocks[0].float()
+    files = [checkpoint.file(0, rank) for rank in range(config.parallel.tensor)]
+    yield from joined_blocks(files, name, rows=rows, axis=config.sharded)

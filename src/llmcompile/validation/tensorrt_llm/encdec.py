@@ -41,7 +41,13 @@ from llmcompile.validation.tensorrt_llm.linears import (
     load_linear,
     read_quantization,
 )
-from llmcompile.validation.tensorrt_llm.rank_files import RankFile, rank_path, surplus_files, tensor_problems
+from llmcompile.validation.tensorrt_llm.rank_files import (
+    RankFile,
+    joined_blocks,
+    rank_path,
+    surplus_files,
+    tensor_problems,
+)
 
 _RECIPES = (None, "W8A16", "W4A16", "FP8", "W8A8_SQ_PER_CHANNEL")
 """Recipes whose row biases follow the all-reduce, and that replace linears one by one."""
@@ -54,6 +60,8 @@ _MAPPING_KEYS = frozenset(
     {"world_size", "tp_size", "pp_size", "cp_size", "moe_tp_size", "moe_ep_size", "gpus_per_node"}
 )
 _TABLE = "rel_attn_table"
+_TOKENS = "embedding.vocab_embedding.weight"
+_POSITIONS = "embedding.position_embedding.weight"
 
 _READ = frozenset(
     {
@@ -264,6 +272,28 @@ def check_encoder_decoder(folder: Path) -> list[Problem]:
     return [problem for stack in stacks for problem in _file_problems(stack)]
 
 
+def stack_table(folder: Path, kind: str, *, decoder: bool) -> Iterator[Tensor]:
+    """The whole table of "tokens" or "positions" of one stack in blocks of rows; no block where it has none.
+
+    Raises:
+        MismatchError: As `execute_encoder_decoder`; also where ranks that each hold the whole table differ.
+    """
+    stack = _read_stacks(folder)[int(decoder)]
+    rows = stack.vocabulary if kind == "tokens" else stack.positions
+    if rows is None:
+        return
+    name = _TOKENS if kind == "tokens" else _POSITIONS
+    yield from joined_blocks(_open(stack, False, False).files[: stack.tensor], name, rows=rows, axis=stack.sharded)
+
+
+def relative_tables(folder: Path, *, decoder: bool) -> Iterator[tuple[str, Tensor]]:
+    """Each stored relative table of one stack: where it is, and shape (heads, buckets) of all ranks, float32."""
+    stack = _read_stacks(folder)[int(decoder)]
+    files = _open(stack, False, False).files[: stack.tensor]
+    for name in sorted(name for name in files[0].names if name.endswith(_TABLE)):
+        yield f"{stack.folder.name}: {name}", torch.cat([file.read(name).float() for file in files])
+
+
 def _file_problems(stack: Stack) -> Iterator[Problem]:
     yield from surplus_files(stack.folder, stack.ranks)
     for rank in range(stack.ranks):
@@ -463,9 +493,9 @@ def _required(stack: Stack, stage: int, file: RankFile) -> dict[str, tuple[torch
 
 
 def _embedding_shapes(stack: Stack) -> dict[str, tuple[int, ...]]:
-    shapes = {"embedding.vocab_embedding.weight": _table_shape(stack, stack.vocabulary)}
+    shapes = {_TOKENS: _table_shape(stack, stack.vocabulary)}
     if stack.positions is not None:
-        shapes["embedding.position_embedding.weight"] = _table_shape(stack, stack.positions)
+        shapes[_POSITIONS] = _table_shape(stack, stack.positions)
     return shapes | (_norm_shapes(stack, "embedding.embedding_layernorm") if stack.embedding_norm else {})
 
 
@@ -577,13 +607,10 @@ def _forward(run: _Run, tokens: Tensor, encoded: Sequence[Tensor] | None) -> lis
 
 def _embed(run: _Run, tokens: Tensor) -> list[Tensor]:
     stack = run.stack
-    streams = [
-        x * stack.embedding_scale
-        for x in _lookup(run, "embedding.vocab_embedding.weight", stack.vocabulary, tokens, "tokens")
-    ]
+    streams = [x * stack.embedding_scale for x in _lookup(run, _TOKENS, stack.vocabulary, tokens, "tokens")]
     if stack.positions is not None:
         positions = torch.arange(tokens.shape[1])
-        rows = _lookup(run, "embedding.position_embedding.weight", stack.positions, positions, "positions")
+        rows = _lookup(run, _POSITIONS, stack.positions, positions, "positions")
         streams = [x + row for x, row in zip(streams, rows, strict=True)]
     if not stack.embedding_norm:
         return streams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -117,6 +117,43 @@ class RankFile:
         step = max(1, BLOCK_BYTES // max(1, dtype.itemsize * (shape[1] if len(shape) > 1 else 1)))
         for start in range(0, shape[0], step):
             yield self.rows(name, start, start + step)
+
+
+def joined_blocks(files: Sequence[RankFile], name: str, *, rows: int, axis: int | None) -> Iterator[Tensor]:
+    """A table of `rows` rows in blocks, put together from the tensor-parallel ranks, float32, padding cut off.
+
+    Args:
+        files: One per rank, in order.
+        name: The table.
+        rows: Rows without padding.
+        axis: The axis the ranks divide; None where each holds the whole table.
+
+    Raises:
+        MismatchError: Ranks that each hold the whole table do not hold the same.
+    """
+    if axis != 0:
+        yield from _parallel_blocks(files, name, gathered=axis == 1)
+        return
+    for file in files:
+        for block in file.row_blocks(name):
+            kept = block[: max(0, rows)].float()
+            rows -= block.shape[0]
+            if kept.shape[0] > 0:
+                yield kept
+
+
+def _parallel_blocks(files: Sequence[RankFile], name: str, *, gathered: bool) -> Iterator[Tensor]:
+    """Blocks of tables that all ranks hold rows 0 to the last of: whole, or some of the columns."""
+    for blocks in zip(*(file.row_blocks(name) for file in files), strict=True):
+        if gathered:
+            yield torch.cat(blocks, -1).float()
+            continue
+        for file, block in zip(files, blocks, strict=True):
+            if not torch.equal(block, blocks[0]):
+                raise MismatchError(
+                    f"{file.path}: {name}", f"differs from that in {files[0].path.name}", "the same whole table"
+                )
+        yield blocks[0].float()
 
 
 def rank_path(folder: Path, rank: int) -> Path:

@@ -77,7 +77,8 @@ def starcoder2(dims: Dims, given: Given) -> Mapping[str, Any]:
     """StarCoder2, whose window is an option of the runtime."""
     bias = dims.facts["bias"] is True
     fields = _gpt(dims, given, "Starcoder2ForCausalLM", "starcoder2", kv_heads=dims.sizes["kv_heads"], bias=bias)
-    return {**fields, "position_embedding_type": _NEOX, **rotary(dims)}
+    act = _one_gelu(dims, given)
+    return {**fields, "hidden_act": act, "position_embedding_type": _NEOX, **rotary(dims)}
 
 
 def gptj(dims: Dims, given: Given) -> Mapping[str, Any]:

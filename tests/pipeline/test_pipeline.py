@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 if TYPE_CHECKING:
     from conftest import Run
 
-MODEL = Path(__file__).parent / "golden" / "ft" / "gpt2-a" / "hf"
+MODEL = Path(__file__).parents[1] / "golden" / "ft" / "gpt2-a" / "hf"
 SECRET = "hf_thisMustNeverBeSeen"
 
 
