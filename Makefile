@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## Make .venv with everything, versions pinned by constraints.txt
 
-demo: $(STAMP)  ## Partition all-MiniLM-L6-v2 and a tiny LLaMA, validated
+demo: $(STAMP)  ## Partition all-MiniLM-L6-v2 and a tiny LLaMA, and make an int8 TensorRT-LLM checkpoint; all validated
 	@sh examples/demo.sh $(BIN) $(DEMO)
 
 test: lint types unit  ## Everything that must pass: lint, types, tests

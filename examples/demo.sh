@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on real weights, then on a model made up on the spot. Usage: demo.sh BIN FOLDER
+# Both backends: FasterTransformer on real weights, then both on a model made up on the spot. Usage: demo.sh BIN FOLDER
 set -eu
 bin=$1
 out=$2
@@ -19,5 +19,9 @@ run llmcompile partition ft --model "$out/all-MiniLM-L6-v2" --tp 2 "$out/minilm-
 "$bin/python" examples/tiny_llama.py "$out/tiny-llama"
 run llmcompile partition ft --model "$out/tiny-llama" --tp 2 --dtype fp16 "$out/tiny-llama-ft" --force
 
+run llmcompile build trtllm --model "$out/tiny-llama" --tp 2 --quantization w8a16 --wo-layout sm80 \
+    --stop-after checkpoint "$out/tiny-llama-trtllm" --force
+
 run llmcompile verify "$out/minilm-ft"
 run llmcompile verify "$out/tiny-llama-ft"
+run llmcompile verify "$out/tiny-llama-trtllm"

@@ -9,8 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import models
+import trtllm_standin as standin
+from llmcompile.exporters.trtllm import versions
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CI = EXAMPLES / "05-trtllm-ci"
+IMAGE = "llmcompile-trtllm"
 RUNS = sorted(EXAMPLES.glob("[0-9]*/run.sh"))
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?"
@@ -25,6 +32,8 @@ _VARYING = (
     (r"worst at \([\d, ]+\)", "worst at ..."),
     (rf"error: logits\[.*?\], (.*): {_NUMBER} .*", r"error: logits[...], \1: ..."),
     (rf"same top-1 token {_NUMBER}%", "same top-1 token ..."),
+    (rf"{_NUMBER} from float32", "... from float32"),
+    (rf"perplexity {_NUMBER}, the model's {_NUMBER}", "perplexity ..., the model's ..."),
 )
 
 
@@ -35,32 +44,92 @@ def fixed(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("run", RUNS, ids=[run.parent.name for run in RUNS])
-def test_an_example_prints_what_it_says(run: Path, tmp_path: Path) -> None:
-    """A newcomer's copy of run.sh works offline and prints expected.txt."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMCOMPILE_")}
-    environment |= {
+def environment_of(folder: Path) -> dict[str, str]:
+    """Ours, without options of llmcompile, with its commands first on the path, offline, in `folder`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLMCOMPILE_")}
+    return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "WORK": str(tmp_path),
+        "WORK": str(folder),
         "HF_HUB_OFFLINE": "1",
         "NO_COLOR": "1",
         "COLUMNS": "100",
         "LC_ALL": "C.UTF-8",
     }
 
-    finished = subprocess.run([run], env=environment, capture_output=True, text=True, timeout=300)
+
+@pytest.mark.parametrize("run", RUNS, ids=[run.parent.name for run in RUNS])
+def test_an_example_prints_what_it_says(run: Path, tmp_path: Path) -> None:
+    """A newcomer's copy of run.sh works offline and prints expected.txt."""
+    finished = subprocess.run([run], env=environment_of(tmp_path), capture_output=True, text=True, timeout=300)
 
     assert finished.returncode == 0, finished.stderr
     assert fixed(finished.stdout) == fixed((run.parent / "expected.txt").read_text())
 
 
 def test_every_example_is_complete_and_listed() -> None:
-    """Each folder holds run.sh and expected.txt, and examples/README.md names it."""
+    """Each folder holds run.sh and expected.txt, its scripts can be run, and examples/README.md names it."""
     readme = (EXAMPLES / "README.md").read_text()
     for folder in sorted(path for path in EXAMPLES.glob("[0-9]*") if path.is_dir()):
-        assert {path.name for path in folder.iterdir()} == {"run.sh", "expected.txt"}
-        assert os.access(folder / "run.sh", os.X_OK)
+        assert {"run.sh", "expected.txt"} <= {path.name for path in folder.iterdir()}
+        assert all(os.access(script, os.X_OK) for script in folder.glob("*.sh"))
         assert f"{folder.name}/run.sh" in readme
+
+
+def test_the_ci_example_builds_on_a_gpu_host(tmp_path: Path) -> None:
+    """Both halves of its entrypoint, the second with a stand-in for TensorRT-LLM and for the GPU."""
+    models.save("llama", tmp_path / "tiny")
+    standin.nvidia_smi(tmp_path / "tools", "0, NVIDIA A100-SXM4-80GB, 8.0, 580.65.06, 81920")
+    python = standin.install(tmp_path / "env", "1.2.1", "1.2")
+    environment = environment_of(tmp_path)
+    environment["PATH"] = f"{tmp_path / 'tools'}{os.pathsep}{environment['PATH']}"
+    first = {"LLMCOMPILE_MODEL": "tiny", "LLMCOMPILE_TP": "2", "LLMCOMPILE_QUANTIZATION": "w8a16"}
+    halves = (
+        (environment | first, ["checkpoint", "--no-validate"]),
+        (environment | {"LLMCOMPILE_TOOLCHAIN_PYTHON": str(python)}, _command("workflow.yml")),
+    )
+
+    for given, words in halves:
+        finished = subprocess.run(
+            [CI / "entrypoint.sh", *words], env=given, capture_output=True, text=True, timeout=300
+        )
+        assert finished.returncode == 0, finished.stderr
+
+    assert {path.name for path in (tmp_path / "model-engine" / "engine").iterdir()} == {
+        "config.json",
+        "rank0.engine",
+        "rank1.engine",
+    }
+
+
+def _command(workflow: str) -> list[str]:
+    """The words after the image's name in the workflow's docker run."""
+    steps = yaml.safe_load((CI / workflow).read_text())["jobs"]["engine"]["steps"]
+    line = next(step["run"] for step in steps if step.get("run", "").startswith("docker run"))
+    return str(line).partition(f" {IMAGE} ")[2].split()
+
+
+def test_the_ci_workflow_is_two_jobs() -> None:
+    """It is YAML, the second job waits for the first, and what one uploads the other has where it builds."""
+    jobs = yaml.safe_load((CI / "workflow.yml").read_text())["jobs"]
+    used = {
+        step["uses"].partition("@")[0]: step["with"] for job in jobs.values() for step in job["steps"] if "with" in step
+    }
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+
+    assert jobs["engine"]["needs"] == "checkpoint"
+    assert used["actions/download-artifact"] == {"name": "checkpoint", "path": "work/model"}
+    assert "examples/05-trtllm-ci/entrypoint.sh checkpoint" in lines
+    assert f"docker build -f examples/05-trtllm-ci/Dockerfile -t {IMAGE} ." in lines
+
+
+def test_the_ci_image_has_what_it_copies() -> None:
+    """Every file that the Dockerfile copies is in the repository, and its base is the image of the default version."""
+    text = (CI / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (\S+) ", text, flags=re.MULTILINE)
+
+    assert all((EXAMPLES.parent / path).exists() for path in copied)
+    assert f"FROM {versions.image_of(versions.DEFAULT_VERSION)}\n" in text
+    assert f"-t {IMAGE} ." in text
 
 
 def test_the_comparison_sees_a_changed_word_and_not_a_changed_time() -> None:

@@ -135,7 +135,7 @@ def test_only_the_console_prints() -> None:
     assert printing <= allowed
 
 
-COMMANDS = [[], ["partition"], ["partition", "ft"], ["verify"]]
+COMMANDS = [[], ["partition"], ["partition", "ft"], ["build"], ["build", "trtllm"], ["verify"]]
 _LIST = (
     "import sys\nfrom llmcompile.cli import app\n"
     "try:\n    app([*sys.argv[1:], '--help'])\n"

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmcompile.architectures import ARCHITECTURES
 from llmcompile.architectures.bert import BERT
 from llmcompile.architectures.gpt2 import GPT2
+from llmcompile.architectures.gpt_bigcode import GPT_BIGCODE
 from llmcompile.architectures.llama import LLAMA
+from llmcompile.architectures.mixtral import MIXTRAL
 from llmcompile.architectures.opt import OPT
-from llmcompile.architectures.spec import Architecture
+from llmcompile.architectures.spec import Architecture, Dims, Tensor
 from llmcompile.checkpoint.headers import Stored
 from llmcompile.dtypes import BF16, BY_NAME, FP16, FP32, INT8, DType
 from llmcompile.exporters.ft import rows
 from llmcompile.exporters.ft.layout import FAMILIES
-from llmcompile.plan import BLOCK_BYTES, Compute, Plan, Row, make_plan
+from llmcompile.exporters.trtllm import encodings
+from llmcompile.exporters.trtllm.rows import FAMILIES as TRTLLM_FAMILIES
+from llmcompile.exporters.trtllm.rows import RANK, Recipe, decoder_rows
+from llmcompile.plan import BLOCK_BYTES, Compute, Grid, Piece, Plan, Row, make_plan, share_shape, spans
 
 LLAMA_CONFIG = {
     "vocab_size": 44,
@@ -484,3 +495,345 @@ def test_the_steps_carry_the_artifacts_type(name: str) -> None:
     plan = llama_plan(checkpoint(LLAMA_SHAPES), dtype=BY_NAME[name])
 
     assert {step.dtype.name for step in plan.steps} == {name}
+
+
+# Files that hold several tensors
+
+
+MIXTRAL_CONFIG = {
+    **LLAMA_CONFIG,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+MIXTRAL_SHAPES = {
+    "model.embed_tokens.weight": (44, 24),
+    **{
+        f"model.layers.{layer}.{name}.weight": shape
+        for layer in range(2)
+        for name, shape in {
+            "input_layernorm": (24,),
+            **{f"self_attn.{part}_proj": (24, 24) for part in "qkvo"},
+            "post_attention_layernorm": (24,),
+            "block_sparse_moe.gate": (8, 24),
+            **{f"block_sparse_moe.experts.{expert}.w{part}": (28, 24) for expert in range(8) for part in (1, 3)},
+            **{f"block_sparse_moe.experts.{expert}.w2": (24, 28) for expert in range(8)},
+        }.items()
+    },
+    "model.norm.weight": (24,),
+    "lm_head.weight": (44, 24),
+}
+
+
+def trtllm_plan(
+    shapes: Mapping[str, tuple[int, ...]] = LLAMA_SHAPES,
+    *,
+    config: Mapping[str, Any] = LLAMA_CONFIG,
+    family: str = "llama",
+    ranks: int = 1,
+    pp: int = 1,
+    moe_ep: int = 1,
+    dtype: DType = FP16,
+    **recipe: Any,
+) -> Plan:
+    """The plan of a checkpoint for TensorRT-LLM."""
+    architecture = {"llama": LLAMA, "mixtral": MIXTRAL}[family]
+    dims = architecture.dims(config)
+    table = decoder_rows(TRTLLM_FAMILIES[family], Recipe(dtype=dtype, layers=dims.sizes["layers"], **recipe))
+    held = {role for tensor in architecture.tensors if tensor.exists(dims) for role in tensor.roles}
+    table = tuple(row for row in table if not held.isdisjoint(row.needed))
+    return make_plan(
+        architecture, dims, checkpoint(shapes), table, ranks=ranks, dtype=dtype, unused={}, pp=pp, moe_ep=moe_ep
+    )
+
+
+def vectors(sizes_and_types: Sequence[tuple[int, DType]]) -> Plan:
+    """The plan of a file of one vector for each size, of that type."""
+    count = len(sizes_and_types)
+    tensors = tuple(Tensor((f"role{number}",), f"t{number}", f"size{number}") for number in range(count))
+    dims = Dims({f"size{number}": size for number, (size, _) in enumerate(sizes_and_types)}, {})
+    table = [
+        Row(RANK, (f"role{number}",), tensor=f"t{number}", dtype=dtype)
+        for number, (_, dtype) in enumerate(sizes_and_types)
+    ]
+    architecture = Architecture("tiny", (), (), (), tensors, lambda _: dims, {})
+    stored = checkpoint({f"t{number}": (size,) for number, (size, _) in enumerate(sizes_and_types)})
+    return make_plan(architecture, dims, stored, table, ranks=1, dtype=FP16, unused={})
+
+
+def entries(header: bytes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Tensor -> type, shape, and where it begins and ends behind a header."""
+    assert len(header) == 8 + int.from_bytes(header[:8], "little")
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        for name, entry in json.loads(header[8:]).items()
+        if name != "__metadata__"
+    }
+
+
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "F8_E4M3": 1, "I32": 4}
+
+
+def assert_aligned(plan: Plan) -> None:
+    """Every tensor of every file begins on a multiple of its element size, and the header on one of eight."""
+    for header in plan.headers.values():
+        assert len(header) % 8 == 0
+        for name, (kind, _, start, _) in entries(header).items():
+            assert start % BYTES[kind] == 0, name
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.sampled_from([FP32, FP16, BF16, INT8, BY_NAME["fp8_e4m3"]])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_tensors_of_all_types_are_aligned_and_read_by_the_library(sizes_and_types: list[tuple[int, DType]]) -> None:
+    """Odd sizes and mixed types: each begins on a multiple of its element size, and torch can load it."""
+    plan = vectors(sizes_and_types)
+
+    assert_aligned(plan)
+    (header,) = plan.headers.values()
+    loaded = safetensors.torch.load(header + bytes(plan.output_bytes - len(header)))
+    assert {name: tensor.shape[0] for name, tensor in loaded.items()} == {
+        f"t{number}": size for number, (size, _) in enumerate(sizes_and_types)
+    }
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("recipe", ["plain", "weight_only", "awq", "fp8_rowwise"])
+def test_packed_tensors_beside_an_odd_vocabulary_are_aligned(recipe: str, ranks: int, dtype: DType) -> None:
+    """Integers, float32 scales and an odd number of words in one file."""
+    config = {**LLAMA_CONFIG, "vocab_size": 45, "hidden_size": 128, "intermediate_size": 128}
+    sizes = {24: 128, 12: 64, 28: 128, 44: 45}
+    shapes = {name: tuple(sizes[side] for side in shape) for name, shape in LLAMA_SHAPES.items()}
+
+    plan = trtllm_plan(shapes, config=config, ranks=ranks, dtype=dtype, kind=recipe, group_size=32, kv_scale=True)
+
+    assert plan.problems == ()
+    assert_aligned(plan)
+
+
+def test_the_header_is_followed_by_the_tensors_without_gaps() -> None:
+    """Offsets begin at 0, each tensor where the last one ended, to the end of the file."""
+    plan = trtllm_plan(ranks=2)
+
+    for file, header in plan.headers.items():
+        found = sorted(entries(header).values(), key=lambda entry: entry[2])
+        assert [start for _, _, start, _ in found] == [0, *(end for _, _, _, end in found[:-1])]
+        assert all(end - start == math.prod(shape) * BYTES[kind] for kind, shape, start, end in found)
+        assert plan.files[file] == len(header) + found[-1][3]
+
+
+def test_the_steps_of_a_file_are_in_the_order_of_its_header() -> None:
+    """What is written first comes first, for the header stands before the first byte is known."""
+    plan = trtllm_plan(ranks=2, pp=3)
+
+    for file, header in plan.headers.items():
+        written = [tensor.name for step in plan.steps if file in step.files for tensor in step.tensors]
+        assert written == list(entries(header))
+
+
+def test_files_of_one_tensor_have_no_header() -> None:
+    """FasterTransformer's files are bytes alone."""
+    assert llama_plan(checkpoint(LLAMA_SHAPES)).headers == {}
+
+
+def test_there_is_a_file_for_each_rank_of_each_stage() -> None:
+    """Rank = stage * tp + tensor rank."""
+    plan = trtllm_plan(ranks=2, pp=3)
+
+    assert sorted(plan.headers) == [f"rank{rank}.safetensors" for rank in range(6)]
+
+
+@given(layers=st.integers(1, 40), pp=st.integers(1, 8))
+def test_layers_are_dealt_as_numpy_splits_a_range(layers: int, pp: int) -> None:
+    """The first (layers mod pp) stages have one more; each is numbered from 0."""
+    pp = min(pp, layers)
+    expected = [
+        (stage, local) for stage, part in enumerate(np.array_split(np.arange(layers), pp)) for local in range(len(part))
+    ]
+
+    assert [Grid(2, pp).stage(layer, layers) for layer in range(layers)] == expected
+
+
+@pytest.mark.parametrize(("tp", "moe_ep", "moe_tp"), [(1, 1, 1), (4, 1, 4), (4, 2, 2), (4, 4, 1)])
+def test_ranks_that_do_not_share_the_experts_share_each_of_them(tp: int, moe_ep: int, moe_tp: int) -> None:
+    """moe_tp times moe_ep is tp."""
+    assert Grid(tp, 1, moe_ep).moe_tp == moe_tp
+
+
+# Shares
+
+
+def piece_of(role: str, sizes: Mapping[str, int], out: tuple[str, ...], inp: tuple[str, ...] = ()) -> Piece:
+    """A role that has a stored tensor to itself."""
+    tensor = Tensor((role,), "t", " ".join(out), " ".join(inp))
+    dims = Dims(dict(sizes), {})
+    architecture = Architecture("tiny", (), (), (), (tensor,), lambda _: dims, {})
+    stored = checkpoint({"t": tensor.stored_shape(dims)})
+    row = Row("f", (role,))
+    (step,) = make_plan(architecture, dims, stored, [row], ranks=1, dtype=FP16, unused={}).steps
+    return step.pieces[0]
+
+
+@given(size=st.integers(1, 30), ranks=st.integers(1, 8))
+def test_padded_shares_cover_the_axis_once_in_order(size: int, ranks: int) -> None:
+    """Joined, the shares are the whole axis; none is longer than the first, to which all are padded."""
+    row = Row("f", ("a",), split="out", uneven="pad")
+    piece = piece_of("a", {"n": size}, ("n",))
+
+    found = [spans(row, piece, ranks, rank) for rank in range(ranks)]
+
+    shares = [range(span.start, span.stop) for share in found if share is not None for span in share]
+    assert [index for share in shares for index in share] == list(range(size))
+    assert share_shape(row, piece, ranks) == (-(-size // ranks), 1)
+
+
+@given(size=st.integers(1, 12), ranks=st.integers(1, 24), uneven=st.sampled_from(["", "replicate"]))
+def test_an_axis_divides_or_is_shared_or_is_refused(size: int, ranks: int, uneven: str) -> None:
+    """Equal parts; with "replicate", rank r of more ranks than indices has index floor(r * n / ranks); else None."""
+    row = Row("f", ("a",), split="out", uneven=uneven)
+    piece = piece_of("a", {"n": size, "m": 3}, ("n", "m"))
+
+    for rank in range(ranks):
+        found = spans(row, piece, ranks, rank)
+        if size % ranks == 0 or (uneven == "replicate" and ranks % size == 0):
+            assert found is not None
+            (span,) = found
+            first = rank * size // ranks
+            assert (span.axis, span.start, span.stop) == ("n", first, first + max(1, size // ranks))
+        else:
+            assert found is None
+
+
+@given(kv=st.integers(1, 4), group=st.integers(1, 8), ranks=st.integers(1, 16))
+def test_ranks_that_share_a_group_divide_it(kv: int, group: int, ranks: int) -> None:
+    """All query heads are dealt out, each to one rank, in order; heads that do not divide are refused."""
+    row = Row("f", ("a",), split="out", uneven="replicate")
+    piece = piece_of("a", {"kv": kv, "group": group}, ("kv", "group"))
+
+    found = [spans(row, piece, ranks, rank) for rank in range(ranks)]
+
+    divides = kv % ranks == 0 or (ranks % kv == 0 and group % (ranks // kv) == 0)
+    assert all((share is not None) is divides for share in found)
+    if divides:
+        heads = np.arange(kv * group).reshape(kv, group)
+        for rank, share in enumerate(found):
+            cut = {span.axis: slice(span.start, span.stop) for span in share or ()}
+            part = heads[cut.get("kv", slice(None)), cut.get("group", slice(None))].ravel()
+            assert part.tolist() == np.array_split(heads.ravel(), ranks)[rank].tolist()
+
+
+def test_a_row_that_is_not_split_gives_everything_to_all() -> None:
+    """No spans, and the shape of the whole."""
+    piece = piece_of("a", {"n": 6, "m": 5}, ("n",), ("m",))
+
+    assert spans(Row("f", ("a",)), piece, 4, 3) == ()
+    assert share_shape(Row("f", ("a",)), piece, 4) == (6, 5)
+
+
+def test_roles_on_a_sum_of_axes_lie_one_after_the_other() -> None:
+    """StarCoder's fused rows: 4 heads of q, then one of k, then one of v."""
+    h = 32
+    config = {"vocab_size": 44, "n_positions": 20, "n_embd": h, "n_layer": 1, "n_head": 4, "n_inner": 36}
+    dims = GPT_BIGCODE.dims(config)
+    shapes = {tensor.name_at(layer, None): tensor.stored_shape(dims) for tensor, layer, _ in GPT_BIGCODE.expected(dims)}
+    roles = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
+    table = [Row("f{layer}.bin", roles)]
+
+    plan = make_plan(GPT_BIGCODE, dims, checkpoint(shapes), table, ranks=1, dtype=FP16, unused={})
+
+    (step,) = plan.steps
+    chosen = [piece.chosen for piece in step.pieces]
+    assert [(part.name, part.start, part.stop) for part in chosen if part is not None] == [
+        ("heads", 0, 4),
+        ("kv_heads", 4, 5),
+        ("kv_heads", 5, 6),
+    ]
+
+
+# Experts and stages
+
+
+@pytest.mark.parametrize(
+    ("moe_ep", "expected"),
+    [
+        (1, [["rank0", "rank1", "rank2", "rank3"]]),
+        (2, [["rank0", "rank2"], ["rank1", "rank3"]]),
+        (4, [["rank0"], ["rank1"], ["rank2"], ["rank3"]]),
+    ],
+)
+def test_the_ranks_that_share_an_expert_are_moe_ep_apart(moe_ep: int, expected: list[list[str]]) -> None:
+    """One step for each group of experts, whose files are the ranks that have them."""
+    plan = trtllm_plan(MIXTRAL_SHAPES, config=MIXTRAL_CONFIG, family="mixtral", ranks=4, moe_ep=moe_ep)
+
+    steps = [step for step in plan.steps if step.tensors[0].name == "transformer.layers.0.mlp.fc.weight"]
+    assert [[file.removesuffix(".safetensors") for file in step.files] for step in steps] == expected
+    assert all(step.tensors[0].shape == (8 // moe_ep, 2 * 28 * moe_ep // 4, 24) for step in steps)
+
+
+def test_a_missing_expert_is_named_with_its_number() -> None:
+    """Expert 3's matrix, absent from both layers, is one problem."""
+    shapes = {name: shape for name, shape in MIXTRAL_SHAPES.items() if "experts.3.w2" not in name}
+
+    plan = trtllm_plan(shapes, config=MIXTRAL_CONFIG, family="mixtral")
+
+    (problem,) = plan.problems
+    assert problem.subject == "layers.0-1.block_sparse_moe.experts.3.w2.weight"
+    assert problem.found == "absent from the checkpoint"
+
+
+def test_experts_that_do_not_divide_are_named_by_their_degree() -> None:
+    """A feed-forward of 28 over 3 ranks is 9.33, and --moe-tp is what to change."""
+    config = {**MIXTRAL_CONFIG, "num_attention_heads": 24, "num_key_value_heads": 24, "head_dim": 1, "vocab_size": 48}
+    shapes = {name: tuple(48 if side == 44 else side for side in shape) for name, shape in MIXTRAL_SHAPES.items()}
+
+    plan = trtllm_plan(shapes, config=config, family="mixtral", ranks=12, moe_ep=4)
+
+    (problem,) = plan.problems
+    assert (problem.subject, problem.found) == ("--moe-tp 3", "28 ffn / 3 ranks = 9.33")
+    assert problem.hint == "degrees that divide this model: 4, 8"
+
+
+def test_heads_fewer_than_ranks_are_no_problem_for_a_row_that_repeats_them() -> None:
+    """Two key and value heads on four ranks: no problem, and qkv has one of each on every rank."""
+    plan = trtllm_plan(ranks=4)
+
+    assert plan.problems == ()
+    (shape,) = {step.tensors[0].shape for step in plan.steps if "qkv" in step.tensors[0].name}
+    assert shape == ((1 + 1 + 1) * 6, 24)
+
+
+def test_a_shape_that_cannot_be_packed_is_one_problem_for_all_layers() -> None:
+    """The tensor with its layers, its shape on each rank, and the degrees as they are now."""
+    plan = trtllm_plan(ranks=2, kind="weight_only")
+
+    problem = next(problem for problem in plan.problems if "mlp.gate" in problem.subject)
+    assert problem.subject == "transformer.layers.0-2.mlp.gate.weight"
+    assert problem.found == "shape (14, 24) on each rank"
+    assert "14 outputs / 32 = 0.44" in problem.expected
+    assert "choose another --tp (now 2)" in problem.hint
+
+
+def test_a_step_counts_what_it_computes_from() -> None:
+    """The scales an encoding needs beside its matrices are among the step's sources, and in its memory."""
+    packed = Row(
+        RANK, ("a",), tensor="a.weight", encoding=encodings.fp8_requantized(), asides=("s",), dtype=BY_NAME["fp8_e4m3"]
+    )
+    dims = Dims({"n": 6, "m": 5}, {})
+    tensors = (Tensor(("a",), "a", "n", "m", kind="fp8_e4m3"), Tensor(("s",), "s", "1"))
+    architecture = Architecture("tiny", (), (), (), tensors, lambda _: dims, {})
+    stored = checkpoint({"a": (6, 5), "s": (1,)}, dtype=FP32)
+    stored["a"] = replace(stored["a"], dtype=BY_NAME["fp8_e4m3"])
+
+    plan = make_plan(architecture, dims, stored, [packed], ranks=1, dtype=FP16, unused={})
+
+    (step,) = plan.steps
+    assert plan.problems == ()
+    assert [piece.role for piece in step.sources] == ["a", "s"]
+    assert step.source_bytes == 30 + 4

@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,11 +31,15 @@ from safetensors.torch import save_file
 import llmcompile
 from llmcompile.architectures import lookup
 from llmcompile.checkpoint.folder import Checkpoint, open_checkpoint
+from llmcompile.checkpoint.headers import Stored
+from llmcompile.checkpoint.reader import Reader
 from llmcompile.dtypes import BY_NAME
 from llmcompile.errors import CheckpointError, OutputError
 from llmcompile.exporters.ft.layout import make_layout
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.options import BuildOptions
+from llmcompile.exporters.trtllm.layout import make_layout as make_trtllm_layout
+from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.plan import Plan, make_plan
 from llmcompile.stream import Streamed, stream
 from llmcompile.writing import WorkDirectory
@@ -1076,3 +1081,553 @@ def test_an_interrupted_run_keeps_what_it_finished(tmp_path: Path) -> None:
     after = identities(tmp_path / "out")
     assert len(before) > 0
     assert {name: after[name] for name in before} == before
+
+
+# Files that hold several tensors: TensorRT-LLM's ranks
+
+
+@st.composite
+def ranked_llamas(draw: st.DrawFn) -> tuple[Sizes, int, int]:
+    """Random dimensions, tensor parallel ranks that suit them, and stages."""
+    ranks = draw(st.sampled_from([1, 2, 3, 4]))
+    kv_heads = draw(st.sampled_from([heads for heads in (1, 2, 3, 4) if heads % ranks == 0 or ranks % heads == 0]))
+    layers = draw(st.integers(1, 3))
+    sizes = Sizes(
+        layers=layers,
+        heads=int(np.lcm(ranks, kv_heads)) * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        head_dim=draw(st.integers(1, 5)),
+        ffn=ranks * draw(st.integers(1, 9)),
+        vocab=draw(st.integers(1, 30)),
+    )
+    return sizes, ranks, draw(st.integers(1, layers))
+
+
+def rank_files(s: Sizes, weights: Weights, tp: int, pp: int, dtype: str) -> dict[str, dict[str, Array]]:
+    """File -> tensors of a LLaMA for TensorRT-LLM, by sections 3.1 and 4 of the specification, in plain NumPy."""
+    with np.errstate(over="ignore"):
+        w = {name: array.astype(NUMPY[dtype]) for name, array in as_float32(weights).items()}
+    rows = -(-s.vocab // tp)
+    head = np.zeros((rows * tp, s.hidden), NUMPY[dtype])
+    head[: s.vocab] = w["lm_head.weight"]
+    stages = np.array_split(np.arange(s.layers), pp)
+    files: dict[str, dict[str, Array]] = {}
+    for stage, layers in enumerate(stages):
+        for rank in range(tp):
+            tensors = files[f"rank{stage * tp + rank}.safetensors"] = {}
+            if stage == 0:
+                tensors["transformer.vocab_embedding.weight"] = w["model.embed_tokens.weight"]
+            if stage == pp - 1:
+                tensors["transformer.ln_f.weight"] = w["model.norm.weight"]
+                tensors["lm_head.weight"] = block(head, 0, rank, tp)
+            for local, layer in enumerate(layers):
+                a, to = f"model.layers.{layer}.", f"transformer.layers.{local}."
+                first = rank * s.kv_heads // tp
+                held = slice(first, first + max(1, s.kv_heads // tp))
+                q, k, v = (w[f"{a}self_attn.{part}_proj.weight"].reshape(-1, s.head_dim, s.hidden) for part in "qkv")
+                qkv = np.concatenate([block(q, 0, rank, tp), k[held], v[held]])
+                tensors |= {
+                    f"{to}input_layernorm.weight": w[f"{a}input_layernorm.weight"],
+                    f"{to}post_layernorm.weight": w[f"{a}post_attention_layernorm.weight"],
+                    f"{to}attention.qkv.weight": qkv.reshape(-1, s.hidden),
+                    f"{to}attention.dense.weight": block(w[f"{a}self_attn.o_proj.weight"], 1, rank, tp),
+                    f"{to}mlp.fc.weight": block(w[f"{a}mlp.gate_proj.weight"], 0, rank, tp),
+                    f"{to}mlp.gate.weight": block(w[f"{a}mlp.up_proj.weight"], 0, rank, tp),
+                    f"{to}mlp.proj.weight": block(w[f"{a}mlp.down_proj.weight"], 1, rank, tp),
+                }
+    return files
+
+
+def trtllm_plan(checkpoint: Checkpoint, *, tp: int, pp: int, dtype: str, recipe: str | None) -> Plan:
+    """The TensorRT-LLM plan of a checkpoint."""
+    architecture = lookup(checkpoint.config)
+    dims = architecture.dims(checkpoint.config)
+    options = TrtllmOptions(
+        build=BuildOptions(model="m", output=Path("o")),
+        tp=tp,
+        pp=pp,
+        dtype={"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[dtype],
+        quantization=recipe,
+        wo_layout="deferred" if recipe is None else "sm80",
+        trtllm_version="1.2.1",
+    )
+    layout = make_trtllm_layout(architecture, dims, options, source_dtype=BY_NAME[dtype], model_label="m")
+    assert layout.refusals == ()
+    plan = make_plan(
+        architecture, dims, checkpoint.tensors, layout.rows, ranks=tp, dtype=layout.dtype, unused={}, pp=pp
+    )
+    assert plan.problems == ()
+    return plan
+
+
+def run_ranks(
+    source: Path,
+    output: Path,
+    *,
+    tp: int = 2,
+    pp: int = 1,
+    dtype: str = "fp16",
+    recipe: str | None = None,
+    workers: int = 2,
+    budget_bytes: int = 1 << 30,
+    resume: bool = False,
+    advance: Callable[[int, str], None] = silent,
+) -> Streamed:
+    """Stream a checkpoint as TensorRT-LLM's ranks into `output`'s work directory and leave that there."""
+    checkpoint = open_checkpoint(source)
+    plan = trtllm_plan(checkpoint, tp=tp, pp=pp, dtype=dtype, recipe=recipe)
+    with WorkDirectory(output, job={"tp": tp}, resume=resume, force=False) as work:
+        return stream(
+            plan, checkpoint.files, work, prefix="", budget_bytes=budget_bytes, workers=workers, advance=advance
+        )
+
+
+def assert_ranks(output: Path, expected: Mapping[str, Mapping[str, Array]]) -> None:
+    """The work directory holds these files, and each what safetensors itself saves of these tensors."""
+    found = written(output)
+    assert sorted(found) == sorted(expected)
+    for file, tensors in expected.items():
+        loaded = safetensors.numpy.load(found[file])
+        assert sorted(loaded) == sorted(tensors)
+        ours = safetensors.numpy.save(loaded)
+        assert ours == safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+
+
+@contextmanager
+def blocks_of(size_bytes: int, *, direct: bool = False) -> Iterator[None]:
+    """Blocks of that many bytes; `direct`: and files of any size are written past the cache, a page at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmcompile.assembly.BLOCK_BYTES", size_bytes)
+        patch.setattr("llmcompile.plan.BLOCK_BYTES", size_bytes)
+        if direct:
+            patch.setattr("llmcompile.writing._DIRECT_FROM_BYTES", 1)
+            patch.setattr("llmcompile.stream._LEAST_STAGING_BYTES", 4096)
+            patch.setattr("llmcompile.stream.BLOCK_BYTES", 4096)
+        yield
+
+
+def within(seconds: float, work: Callable[[], object]) -> None:
+    """Do `work` in a thread, and fail if it does not end in time; what it raises is raised here."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "the run hangs"
+    if len(raised) > 0:
+        raise raised[0]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    model=ranked_llamas(),
+    dtypes=st.lists(st.sampled_from(["fp32", "fp16", "bf16"]), min_size=1, max_size=3),
+    dtype=st.sampled_from(["fp32", "fp16", "bf16"]),
+    shards=st.integers(1, 4),
+    workers=st.integers(1, 4),
+    block_bytes=st.sampled_from([16, 200, 4 << 20]),
+    budget_bytes=st.sampled_from([1, 3000, 1 << 30]),
+    direct=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_every_rank_file_equals_plain_numpy_slices(
+    model: tuple[Sizes, int, int],
+    dtypes: list[str],
+    dtype: str,
+    shards: int,
+    workers: int,
+    block_bytes: int,
+    budget_bytes: int,
+    direct: bool,
+    seed: int,
+) -> None:
+    """Whatever the plan, the threads, the blocks and the memory: each file holds its tensors, whole and in order."""
+    sizes, tp, pp = model
+    weights = random_weights(llama_shapes(sizes), dtypes, seed)
+    with scratch() as folder, blocks_of(block_bytes, direct=direct):
+        save(folder / "hf", llama_config(sizes), weights, shards)
+
+        run_ranks(
+            *(folder / "hf", folder / "out"), tp=tp, pp=pp, dtype=dtype, workers=workers, budget_bytes=budget_bytes
+        )
+
+        assert_ranks(folder / "out", rank_files(sizes, weights, tp, pp, dtype))
+
+
+PACKABLE = Sizes(layers=3, heads=4, kv_heads=4, head_dim=32, ffn=128, vocab=45)
+"""Sizes that the SM80 layout can hold on one rank and on two."""
+
+
+@pytest.mark.parametrize("recipe", [None, "w8a16", "w4a16"])
+def test_rank_files_do_not_depend_on_threads_blocks_or_memory(recipe: str | None, tmp_path: Path) -> None:
+    """One thread with ample memory and six with none to spare write equal bytes, packed or not."""
+    weights = random_weights(llama_shapes(PACKABLE), ["fp16"])
+    save(tmp_path / "hf", llama_config(PACKABLE), weights, shards=2)
+    run_ranks(tmp_path / "hf", tmp_path / "one", recipe=recipe, workers=1)
+
+    for number, (workers, block_bytes, budget_bytes) in enumerate([(6, 300, 1), (3, 5000, 50_000), (4, 1 << 20, 1)]):
+        with blocks_of(block_bytes):
+            run_ranks(
+                *(tmp_path / "hf", tmp_path / f"other{number}"),
+                recipe=recipe,
+                workers=workers,
+                budget_bytes=budget_bytes,
+            )
+        assert written(tmp_path / f"other{number}") == written(tmp_path / "one")
+
+
+@pytest.mark.parametrize("budget_bytes", [1, 2000])
+def test_a_full_budget_does_not_stop_the_threads_for_each_other(budget_bytes: int, tmp_path: Path) -> None:
+    """Twelve threads, room for one step, and every step waiting for its turn in a file: the run ends."""
+    sizes = Sizes(layers=12, heads=4, kv_heads=2, head_dim=2, ffn=8, vocab=9)
+    weights = random_weights(llama_shapes(sizes), ["fp16"])
+    save(tmp_path / "hf", llama_config(sizes), weights, shards=3)
+
+    with blocks_of(32):
+        within(
+            60,
+            lambda: run_ranks(*(tmp_path / "hf", tmp_path / "out"), tp=4, pp=3, workers=12, budget_bytes=budget_bytes),
+        )
+
+    assert_ranks(tmp_path / "out", rank_files(sizes, weights, 4, 3, "fp16"))
+
+
+def test_a_failure_frees_the_threads_that_wait_for_their_turn(tmp_path: Path) -> None:
+    """An error in one of eight threads surfaces, though the others wait for it."""
+    sizes = Sizes(layers=8, heads=4, kv_heads=2, head_dim=2, ffn=8, vocab=9)
+    save(tmp_path / "hf", llama_config(sizes), random_weights(llama_shapes(sizes), ["fp16"]))
+    told: list[str] = []
+
+    def fail(size_bytes: int, tensor: str) -> None:
+        told.append(tensor)
+        if len(told) == 20:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        within(60, lambda: run_ranks(tmp_path / "hf", tmp_path / "out", workers=8, advance=fail))
+    assert stream_threads() == []
+
+
+def test_progress_of_rank_files_is_told_every_byte_of_data(tmp_path: Path) -> None:
+    """The bytes reported are those of all tensors; headers are not counted."""
+    weights = random_weights(llama_shapes(TINY), ["fp16"])
+    save(tmp_path / "hf", llama_config(TINY), weights)
+    told: list[int] = []
+
+    run_ranks(tmp_path / "hf", tmp_path / "out", advance=lambda size, tensor: told.append(size))
+
+    expected = rank_files(TINY, weights, 2, 1, "fp16")
+    assert sum(told) == sum(array.nbytes for tensors in expected.values() for array in tensors.values())
+
+
+# Rank files, interrupted
+
+
+class StoppedError(Exception):
+    """What a test interrupts a run with."""
+
+
+def stop_after(blocks: int, told: list[str]) -> Callable[[int, str], None]:
+    """A progress callback that raises once so many blocks are written; notes the tensors in `told`."""
+    lock = threading.Lock()
+
+    def advance(size_bytes: int, tensor: str) -> None:
+        with lock:
+            told.append(tensor)
+            if len(told) >= blocks:
+                raise StoppedError
+
+    return advance
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    stops=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    workers=st.integers(1, 4),
+    block_bytes=st.sampled_from([200, 4 << 20]),
+    direct=st.booleans(),
+    pp=st.integers(1, 2),
+)
+def test_a_run_stopped_anywhere_is_resumed_to_the_same_bytes(
+    stops: list[int], workers: int, block_bytes: int, direct: bool, pp: int
+) -> None:
+    """Stopped several times after any number of blocks, in whatever thread: the files are those of one run."""
+    weights = random_weights(llama_shapes(TINY), ["fp32"])
+    with scratch() as folder, blocks_of(block_bytes, direct=direct):
+        save(folder / "hf", llama_config(TINY), weights, shards=2)
+        places = (folder / "hf", folder / "out")
+
+        for number, blocks in enumerate(stops):
+            try:
+                run_ranks(*places, pp=pp, workers=workers, resume=number > 0, advance=stop_after(blocks, []))
+            except StoppedError:
+                pass
+        run_ranks(*places, pp=pp, workers=workers, resume=True)
+
+        assert_ranks(folder / "out", rank_files(TINY, weights, 2, pp, "fp16"))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tensors that are read, in order."""
+    names: list[str] = []
+    original = Reader.read_rows
+
+    def read_rows(self: Reader, stored: Stored, first: int, last: int) -> Array:
+        names.append(stored.name)
+        return original(self, stored, first, last)
+
+    monkeypatch.setattr(Reader, "read_rows", read_rows)
+    return names
+
+
+@pytest.mark.parametrize("blocks", [2, 9, 17, 30, 41])
+def test_resuming_reads_only_what_is_missing(blocks: int, reads: list[str], tmp_path: Path) -> None:
+    """What the first run read for finished tensors is not read again; everything else is."""
+    save(tmp_path / "hf", llama_config(TINY), random_weights(llama_shapes(TINY), ["fp16"]))
+    told: list[str] = []
+    with pytest.raises(StoppedError):
+        run_ranks(tmp_path / "hf", tmp_path / "out", workers=1, advance=stop_after(blocks, told))
+    finished = set(told) - {told[-1]}
+    reads.clear()
+
+    run_ranks(tmp_path / "hf", tmp_path / "out", workers=1, resume=True)
+
+    assert finished.isdisjoint(reads)
+    assert len(set(reads)) + len(finished) < len(llama_shapes(TINY))  # k and v of a finished q are not read either
+    assert set(reads) | finished | {
+        name.replace("q_proj", part) for name in finished for part in ("k_proj", "v_proj")
+    } == set(llama_shapes(TINY))
+
+
+def test_resuming_finished_rank_files_reads_nothing(reads: list[str], tmp_path: Path) -> None:
+    """Files that are whole keep inode and time, and no tensor is read."""
+    save(tmp_path / "hf", llama_config(TINY), random_weights(llama_shapes(TINY), ["fp16"]))
+    run_ranks(tmp_path / "hf", tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in partial(tmp_path / "out").glob("*.safetensors")}
+    reads.clear()
+
+    run_ranks(tmp_path / "hf", tmp_path / "out", resume=True)
+
+    assert reads == []
+    after = {path.name: path.stat().st_mtime_ns for path in partial(tmp_path / "out").glob("*.safetensors")}
+    assert after == before
+
+
+def test_a_rank_file_that_was_damaged_is_written_again(tmp_path: Path) -> None:
+    """One byte of one finished file is flipped: that file is made again, the other is left alone."""
+    weights = random_weights(llama_shapes(TINY), ["fp16"])
+    save(tmp_path / "hf", llama_config(TINY), weights)
+    run_ranks(tmp_path / "hf", tmp_path / "out")
+    first, second = (partial(tmp_path / "out") / f"rank{rank}.safetensors" for rank in (0, 1))
+    before = second.stat().st_mtime_ns
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+
+    run_ranks(tmp_path / "hf", tmp_path / "out", resume=True)
+
+    assert second.stat().st_mtime_ns == before
+    assert_ranks(tmp_path / "out", rank_files(TINY, weights, 2, 1, "fp16"))
+
+
+@pytest.mark.parametrize("where", ["header", "middle", "last"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_beginning_that_was_damaged_is_written_again(where: str, direct: bool, tmp_path: Path) -> None:
+    """A byte flipped in the part an interrupted run left, wherever it is, is not in the resumed file."""
+    weights = random_weights(llama_shapes(TINY), ["fp16"])
+    save(tmp_path / "hf", llama_config(TINY), weights)
+    with blocks_of(4 << 20, direct=direct):
+        with pytest.raises(StoppedError):
+            run_ranks(tmp_path / "hf", tmp_path / "out", workers=1, advance=stop_after(30, []))
+        journal = (partial(tmp_path / "out") / ".journal").read_text().splitlines()
+        kept = [
+            entry["upto"]
+            for line in journal
+            for entry in [json.loads(line)]
+            if entry.get("file") == "rank0.safetensors"
+        ]
+        part = partial(tmp_path / "out") / "rank0.safetensors.part"
+        content = bytearray(part.read_bytes())
+        content[{"header": 9, "middle": kept[-1] // 2, "last": kept[-1] - 1}[where]] ^= 1
+        part.write_bytes(content)
+
+        run_ranks(tmp_path / "hf", tmp_path / "out", resume=True)
+
+    assert_ranks(tmp_path / "out", rank_files(TINY, weights, 2, 1, "fp16"))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_a_run_killed_before_the_rename_is_resumed(renamed: int, direct: bool, tmp_path: Path) -> None:
+    """The last byte of a file is written and its name is not yet: it is finished by the next run."""
+    weights = random_weights(llama_shapes(TINY), ["fp16"])
+    save(tmp_path / "hf", llama_config(TINY), weights)
+    rename, calls = os.rename, []
+
+    def stopped(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) > renamed:
+            raise StoppedError
+        rename(source, target)
+
+    with blocks_of(4 << 20, direct=direct):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("llmcompile.writing.os.rename", stopped)
+            with pytest.raises(StoppedError):
+                run_ranks(tmp_path / "hf", tmp_path / "out", workers=1)
+        run_ranks(tmp_path / "hf", tmp_path / "out", resume=True)
+
+    assert_ranks(tmp_path / "out", rank_files(TINY, weights, 2, 1, "fp16"))
+
+
+def test_a_whole_file_without_its_name_is_not_read_for_again(reads: list[str], tmp_path: Path) -> None:
+    """Both files were written to the last byte and not renamed: the next run renames them and reads no tensor."""
+    weights = random_weights(llama_shapes(TINY), ["fp16"])
+    save(tmp_path / "hf", llama_config(TINY), weights)
+    run_ranks(tmp_path / "hf", tmp_path / "out", workers=1)
+    folder = partial(tmp_path / "out")
+    lines = (folder / ".journal").read_text().splitlines(keepends=True)
+    (folder / ".journal").write_text("".join(line for line in lines if '"bytes"' not in line))
+    for rank in (0, 1):
+        (folder / f"rank{rank}.safetensors").rename(folder / f"rank{rank}.safetensors.part")
+    reads.clear()
+
+    run_ranks(tmp_path / "hf", tmp_path / "out", resume=True)
+
+    assert reads == []
+    assert_ranks(tmp_path / "out", rank_files(TINY, weights, 2, 1, "fp16"))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_journal_names_only_bytes_that_are_on_disk(
+    direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When an entry is made, the part file already begins with so many bytes of that hash, past any buffer of ours."""
+    save(tmp_path / "hf", llama_config(TINY), random_weights(llama_shapes(TINY), ["fp16"]))
+    noted: list[tuple[str, int]] = []
+    progress = WorkDirectory.progress
+
+    def checked(self: WorkDirectory, file: str, size_bytes: int, sha256: str, overflowed: Mapping[str, int]) -> None:
+        begin = (self.path / f"{file}.part").read_bytes()[:size_bytes]
+        assert hashlib.sha256(begin).hexdigest() == sha256
+        noted.append((file, size_bytes))
+        progress(self, file, size_bytes, sha256, overflowed)
+
+    monkeypatch.setattr(WorkDirectory, "progress", checked)
+
+    with blocks_of(4 << 20, direct=direct):
+        run_ranks(tmp_path / "hf", tmp_path / "out", workers=3)
+
+    assert len(noted) > 2
+    assert noted == sorted(noted, key=lambda entry: entry[1]) or {file for file, _ in noted} == {
+        "rank0.safetensors",
+        "rank1.safetensors",
+    }
+
+
+def test_a_file_in_small_steps_is_noted_after_each(tmp_path: Path) -> None:
+    """Without a buffer, every tensor of a file has its entry in the journal, at the end of the tensor."""
+    weights = random_weights(llama_shapes(TINY), ["fp16"])
+    save(tmp_path / "hf", llama_config(TINY), weights)
+
+    run_ranks(tmp_path / "hf", tmp_path / "out", tp=1)
+
+    entries = [json.loads(line) for line in (partial(tmp_path / "out") / ".journal").read_text().splitlines()]
+    content = written(tmp_path / "out")["rank0.safetensors"]
+    base = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:base])
+    ends = sorted(base + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    assert [entry["upto"] for entry in entries if "upto" in entry] == ends
+
+
+def test_overflow_in_rank_files_is_counted_once_also_after_an_interruption(tmp_path: Path) -> None:
+    """Two elements that become infinite, in a tensor written before the interruption and one written after it."""
+    early, late = "model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.k_proj.weight"
+    weights = random_weights(llama_shapes(TINY), ["fp32"])
+    for name in (early, late):
+        weights[name].view(-1)[[0, -1]] = 7e4
+    save(tmp_path / "hf", llama_config(TINY), weights)
+    told: list[str] = []
+    with pytest.raises(StoppedError):
+        run_ranks(tmp_path / "hf", tmp_path / "out", workers=1, advance=stop_after(22, told))
+    assert (early in told[:-1], late in told) == (True, False)
+
+    streamed = run_ranks(tmp_path / "hf", tmp_path / "out", workers=1, resume=True)
+
+    assert dict(streamed.overflowed) == {early: 2, late: 2}
+
+
+RANKS_CHILD = (
+    CHILD.replace("ft.layout", "trtllm.layout")
+    .replace("ft.options", "trtllm.options")
+    .replace("FtOptions", "TrtllmOptions")
+    .replace('dtype="fp16"', 'dtype="float16"')
+)
+
+
+def test_killed_rank_files_are_resumed_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed three times while it streams 40 MB past the cache is resumed to what one run writes."""
+    monkeypatch.setitem(globals(), "CHILD", RANKS_CHILD)
+    sizes = Sizes(layers=3, heads=8, kv_heads=4, head_dim=64, ffn=2048, vocab=8191)
+    weights = random_weights(llama_shapes(sizes), ["fp16"])
+    save(tmp_path / "hf", llama_config(sizes), weights, shards=2)
+    chance = random.Random(20261121)
+
+    codes = [
+        kill_during(tmp_path / "hf", tmp_path / "out", chance.randint(5, 12), chance.uniform(0, 0.02)) for _ in range(3)
+    ]
+    run_ranks(tmp_path / "hf", tmp_path / "out", resume=True)
+
+    assert codes[0] == -9
+    assert_ranks(tmp_path / "out", rank_files(sizes, weights, 2, 1, "fp16"))
+
+
+# Memory of rank files
+
+
+def peak_of_ranks(source: Path, output: Path, **given: Any) -> int:
+    """Bytes Python and NumPy held at most while streaming rank files, beyond those before."""
+    tracemalloc.start()
+    try:
+        run_ranks(source, output, **given)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+LARGE = {
+    "embedding": Sizes(layers=1, heads=4, kv_heads=4, head_dim=32, ffn=128, vocab=150_000),
+    "matrix": Sizes(layers=1, heads=8, kv_heads=8, head_dim=128, ffn=12_288, vocab=64),
+}
+"""Models whose largest tensor is most of the checkpoint: a table of 37 MiB, and matrices of 24 MiB."""
+
+
+@pytest.mark.parametrize("recipe", [None, "w8a16", "w4a16"])
+@pytest.mark.parametrize(("source", "target"), [("fp16", "fp16"), ("fp32", "bf16")])
+@pytest.mark.parametrize("large", LARGE)
+def test_memory_of_one_large_tensor_stays_below_what_the_plan_says(
+    large: str, source: str, target: str, recipe: str | None, tmp_path: Path
+) -> None:
+    """Whichever tensor is large, however it is cast or packed: the plan's bytes, and 3 MiB for bookkeeping."""
+    save(tmp_path / "hf", llama_config(LARGE[large]), random_weights(llama_shapes(LARGE[large]), [source]))
+    plan = trtllm_plan(open_checkpoint(tmp_path / "hf"), tp=2, pp=1, dtype=target, recipe=recipe)
+
+    peak = peak_of_ranks(
+        *(tmp_path / "hf", tmp_path / "out"), dtype=target, recipe=recipe, workers=2, budget_bytes=1 << 40
+    )
+
+    assert peak <= plan.memory_bytes(2) + (3 << 20)
+
+
+def test_a_large_table_passes_in_blocks(tmp_path: Path) -> None:
+    """An embedding of 37 MiB takes less than 16 MiB, with one thread, on both ranks."""
+    save(tmp_path / "hf", llama_config(LARGE["embedding"]), random_weights(llama_shapes(LARGE["embedding"]), ["fp16"]))
+
+    assert peak_of_ranks(tmp_path / "hf", tmp_path / "out", workers=1) < 16 << 20

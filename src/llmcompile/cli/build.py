@@ -214,6 +214,8 @@ def trtllm(
             "-m",
             "--model-dir",
             "--model_dir",
+            "--meta-ckpt-dir",
+            "--meta_ckpt_dir",
             envvar="LLMCOMPILE_MODEL",
             help="Local folder, or hub id like org/name or org/name@revision; optional with --from-checkpoint.",
             rich_help_panel=params.SOURCE,
@@ -239,6 +241,8 @@ def trtllm(
             "--tp",
             "--tp-size",
             "--tp_size",
+            "--world-size",
+            "--world_size",
             "--tensor-parallel-degree",
             "--tensor_parallel_degree",
             envvar="LLMCOMPILE_TP",
@@ -335,6 +339,18 @@ def trtllm(
             rich_help_panel=params.BUILD,
         ),
     ] = TrtllmOptions.max_position_embeddings,
+    model_type: Annotated[
+        str | None,
+        typer.Option(
+            "--model-type",
+            "--model_type",
+            "--ckpt-type",
+            "--ckpt_type",
+            envvar="LLMCOMPILE_MODEL_TYPE",
+            help="Without effect: config.json says what the model is.",
+            rich_help_panel=params.BUILD,
+        ),
+    ] = None,
     load_by_shard: Annotated[
         bool,
         typer.Option(

@@ -22,7 +22,8 @@ INT32 = BY_NAME["int32"]
 KINDS = {FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16), FP32: np.dtype(np.float32)}
 NAME = "mlp.fc.weight"
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Output that lies in each nibble, the lowest first. Source: casper-hansen/AutoAWQ@v0.2.9:awq/utils/packing_utils.py."""
+"""Output that lies in each nibble, the lowest first.
+Source: casper-hansen/AutoAWQ@v0.2.9:awq/utils/packing_utils.py."""
 
 
 def encoded(
@@ -138,7 +139,7 @@ def test_the_bytes_are_those_the_shapes_promise(
     encoding: Encoding, matrix: Array, dtype: DType, shape: tuple[int, ...], asides: tuple[Array, ...]
 ) -> None:
     """The header is written before the data, so the kernel must make exactly what `tensors` says."""
-    stored = BF16 if "bf16" in (dtype.name,) else FP16
+    stored = BF16 if dtype == BF16 else FP16
 
     found = encoded(encoding, matrix, dtype, asides)
 
@@ -289,5 +290,5 @@ def test_a_smaller_scale_makes_its_part_smaller() -> None:
 
     main, scale = encoded(encodings.fp8_requantized(), values, FP8, [np.float32([0.25]), np.float32([0.5])])
 
-    assert np.frombuffer(main, ml_dtypes.float8_e4m3fn).astype(np.float32).tolist() == [[0.5, -1.0, 224.0, 0.0]][0]
+    assert np.frombuffer(main, ml_dtypes.float8_e4m3fn).astype(np.float32).tolist() == [0.5, -1.0, 224.0, 0.0]
     assert np.frombuffer(scale, np.float32).tolist() == [0.5]

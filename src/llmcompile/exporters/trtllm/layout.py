@@ -127,7 +127,8 @@ def _unbuildable(architecture: Architecture, dims: Dims, given: configs.Given) -
 
 def _no_such_family(architecture: Architecture) -> Problem:
     names = ", ".join([*FAMILIES, *ENCODER_DECODER])
-    return Problem("TensorRT-LLM", f"no {architecture.name} models", f"one of {names}", "see the table in README.md")
+    found = f"a {architecture.name} model, which TensorRT-LLM's converters do not know"
+    return Problem("config.json: architectures", found, f"one of {names}", "see the table in README.md")
 
 
 def _rows(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved) -> tuple[Row, ...]:
