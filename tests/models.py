@@ -166,7 +166,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             decoder_ffn_dim=36,
             max_position_embeddings=20,
         ),
-        "phi": _family("PhiConfig", "PhiForCausalLM", "PhiModel", **_LATER),
+        "phi": _family("PhiConfig", "PhiForCausalLM", "PhiModel", **{**_LATER, "num_key_value_heads": 4}),
         "phi3": _family("Phi3Config", "Phi3ForCausalLM", "Phi3Model", **_LATER, pad_token_id=0),
     }
 )

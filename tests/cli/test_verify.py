@@ -192,10 +192,10 @@ def test_deep_takes_the_model_from_the_manifest(artifact: Path, run: Run) -> Non
 
 
 def test_deep_on_a_folder_that_is_no_artifact_is_refused(tmp_path: Path, run: Run) -> None:
-    """Exit code 3: no <ranks>-gpu folder."""
+    """Exit code 3: neither kind of artifact."""
     result = run("verify", "--deep", "--model", MODEL, tmp_path)
 
-    assert (result.code, "no <ranks>-gpu folder" in result.err) == (3, True)
+    assert (result.code, "neither a <ranks>-gpu folder" in result.err) == (3, True)
 
 
 @pytest.mark.parametrize(
