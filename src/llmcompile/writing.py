@@ -117,6 +117,8 @@ class HashedFile:
 
     def _go_on(self) -> None:
         """Place the descriptor behind what is kept; a direct write begins on a disk block, so part of one is staged."""
+        # Whatever lies behind the end was not written by us: the file would be longer than its record says.
+        os.ftruncate(self._descriptor, self._expected)
         start = self._size if self._staging is None else self._size // _DISK_BLOCK * _DISK_BLOCK
         os.lseek(self._descriptor, start, os.SEEK_SET)
         if self._staging is not None and self._size > start:

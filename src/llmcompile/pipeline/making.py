@@ -100,9 +100,11 @@ def _recorded(job: Job) -> Mapping[str, Any]:
 
 
 def _write(job: Job, work: WorkDirectory, view: View) -> Streamed:
-    done = sum(written.size_bytes for file, written in work.finished.items() if file.startswith(job.layout.folder))
-    done += sum(kept.size_bytes for kept in work.kept.values())
-    with view.writing(job.plan.output_bytes, done) as advance:
+    headers = {job.layout.folder + file: len(header) for file, header in job.plan.headers.items()}
+    there = {file: written.size_bytes for file, written in work.finished.items() if file.startswith(job.layout.folder)}
+    there |= {file: kept.size_bytes for file, kept in work.kept.items()}
+    done = sum(size - headers.get(file, 0) for file, size in there.items())
+    with view.writing(job.plan.output_bytes - sum(headers.values()), done) as advance:
         streamed = stream(
             job.plan,
             job.checkpoint.files,

@@ -359,6 +359,7 @@ _SIZES = (
     ("num_attention_heads", "heads"),
     ("num_key_value_heads", "kv_heads"),
 )
+_AS_MODEL = "write the model's own"
 _OTHER_MODEL = "check --model: the checkpoint seems to be made from another one"
 
 
@@ -370,10 +371,21 @@ def _contradictions(subject: Subject) -> Iterator[Problem]:
         if axis in subject.sizes and config.get(key, subject.sizes[axis]) != subject.sizes[axis]:
             expected = f"{subject.sizes[axis]}, as in the model's config"
             yield Problem(f"config.json: {key}", str(config[key]), expected, _OTHER_MODEL)
-    # An epsilon ten times too large moves the outputs of a lively model by less than float32 arithmetic may.
-    if config.get("norm_epsilon") != subject.norm_eps:
-        found, expected = str(config.get("norm_epsilon")), f"{subject.norm_eps:g}, as in the model's config"
-        yield Problem("config.json: norm_epsilon", found, expected, "write the model's own epsilon")
+    # An epsilon ten times too large moves the outputs of a lively model by less than float32 arithmetic may, and no run
+    # is as long as the model allows.
+    wanted: dict[str, object] = {"norm_epsilon": subject.norm_eps}
+    if "positions" in subject.sizes and subject.family != "meta_llama":
+        wanted["max_position_embeddings"] = subject.sizes["positions"]
+    if subject.family == "t5":
+        model = json.loads((subject.checkpoint / "config.json").read_text(encoding="utf-8"))
+        wanted["max_distance"] = model.get("relative_attention_max_distance", 128)
+    for part in ("encoder/", "decoder/") if subject.two_stacks else ("",):
+        given = json.loads((subject.folder / part / "config.json").read_text(encoding="utf-8"))
+        for key, value in wanted.items():
+            if given.get(key) != value:
+                yield Problem(
+                    f"{part}config.json: {key}", str(given.get(key)), f"{value}, as in the model's config", _AS_MODEL
+                )
 
 
 def _longest(subject: Subject) -> int:

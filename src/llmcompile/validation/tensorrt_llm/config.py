@@ -872,6 +872,8 @@ def _rotary(fields: Fields, family: Family, kind: str, head_size: int) -> Rotary
     if family is _NEOX and fields.real("rotary_emb_base") != base:
         raise fields.error("rotary_emb_base", f"rotary_base, {base}: the tables are made from that", "write both")
     share = fields.real("rotary_pct", 1.0)
+    if fields.real("partial_rotary_factor", share) != share:
+        raise fields.error("partial_rotary_factor", f"rotary_pct, {share}: versions differ in which they read")
     if share != 1.0 and not family.partial_rotary:
         raise fields.error("rotary_pct", "1.0: this network rotates whole heads, its tables would not")
     channels = fields.integer("rotary_dim") if family is _GPTJ else int(head_size * share)
@@ -895,6 +897,8 @@ def _scaling(fields: Fields, family: Family) -> LinearScaling | Llama3Scaling | 
         return None
     scaling = fields.inside("rotary_scaling")
     kind = scaling.text("type") if scaling.has("type") else scaling.text("rope_type")
+    if scaling.has("type") and scaling.has("rope_type") and scaling.text("rope_type") != kind:
+        raise scaling.error("rope_type", f"{kind}, as in type: versions differ in which they read")
     subject = f"{fields.subject}: rotary_scaling"
     if not family.scaled_rotary:
         raise UnsupportedError(subject, kind, "null: this architecture's attention is not given it")

@@ -93,6 +93,7 @@ _READ = frozenset(
         "num_attention_heads",
         "num_buckets",
         "num_hidden_layers",
+        "num_key_value_heads",
         "q_scaling",
         "quantization",
         "relative_attention",
@@ -111,7 +112,6 @@ _UNREAD = frozenset(
         "eos_token_id",
         "gated_act",
         "logits_dtype",
-        "num_key_value_heads",
         "pad_token_id",
         "position_embedding_type",
         "producer",
@@ -423,6 +423,8 @@ def _sharded(fields: Fields, tensor: int) -> int | None:
 def _check_stack(fields: Fields, stack: Stack) -> None:
     """What ranks share must divide, and a decoder's idea of its encoder must be that of the fused cross attention."""
     tensor = stack.tensor
+    if fields.integer("num_key_value_heads", stack.heads) != stack.heads:
+        raise fields.error("num_key_value_heads", f"{stack.heads}, all heads: others are not executed")
     if stack.layers % stack.stages != 0:
         raise fields.error(
             "num_hidden_layers", f"a multiple of pp_size {stack.stages}: versions differ in what they do"
