@@ -49,6 +49,7 @@ examples: $(STAMP)  ## Run the examples and compare what they print
 
 bench: $(STAMP)  ## Measure against cp -r; needs 20 GiB of disk and some minutes
 	$(BIN)/python benchmarks/partition_ft.py
+	$(BIN)/python benchmarks/build_trtllm.py
 
 build: $(STAMP)  ## Wheel and sdist
 	$(BIN)/pip install -q build

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import models
+from llmcompile.architectures import ARCHITECTURES
+from llmcompile.dtypes import FP16
 from llmcompile.errors import ERRORS, LlmCompileError
+from llmcompile.exporters.options import BuildOptions
+from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm.layout import NO_PIPELINE, make_layout, recipes
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.exporters.trtllm.rows import ENCODER_DECODER, FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
@@ -25,8 +36,33 @@ _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]*)(?:#([\w-]+))?\)")
 _TARGET = re.compile(r"(?:^|`)make ([a-z]+)", re.MULTILINE)
 
 
+FACTORY = {"falcon": "falcon_7b", **{made.name: made.name for made in ARCHITECTURES if made.name in models.FAMILIES}}
+TRTLLM = [name for name in (*FAMILIES, *ENCODER_DECODER) if name in FACTORY]
+"""Families of TensorRT-LLM that tests/models.py can make; Qwen 1 and Meta's files it cannot."""
+
+
 def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def _tool() -> Any:
+    """tools/docs.py as a module."""
+    spec = importlib.util.spec_from_file_location("docs_tool", ROOT / "tools" / "docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _refused(family: str, **given: Any) -> str:
+    """Why TensorRT-LLM's layout refuses a family's tiny model with those options; "" where it does not."""
+    architecture = next(made for made in ARCHITECTURES if made.name == family)
+    dims = architecture.dims(json.loads(models.build(FACTORY[family]).config.to_json_string(use_diff=False)))
+    build = BuildOptions(model="model", output=Path("out"))
+    options = TrtllmOptions(build=build, stop_after="checkpoint", **given)
+    layout = make_layout(architecture, dims, options, source_dtype=FP16, model_label="model")
+    return "; ".join(str(problem) for problem in layout.refusals)
 
 
 def _prose(path: Path) -> str:
@@ -52,12 +88,53 @@ def _dead_links(path: Path) -> Iterator[str]:
 
 
 def test_generated_pages_are_fresh() -> None:
-    """docs/cli.md and docs/manifest.schema.json are what `make docs` would write."""
+    """docs/cli.md, docs/manifest.schema.json and the README's support table are what `make docs` would write."""
     finished = subprocess.run(
         [sys.executable, ROOT / "tools" / "docs.py", "--check"], capture_output=True, text=True, timeout=120
     )
 
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_a_stale_table_is_seen() -> None:
+    """What is between the two comments is replaced, and nothing else."""
+    tool = _tool()
+    page = (ROOT / "README.md").read_text()
+    table = tool.support_table()
+
+    assert tool.with_table(page.replace("| gpt2 |", "| gpt3 |"), table) == page
+    with pytest.raises(ValueError, match="once each"):
+        tool.with_table("no comments", table)
+
+
+def test_the_table_has_every_family() -> None:
+    """One row for each architecture, and each is taken by a backend."""
+    rows = [line.split(" | ") for line in _tool().support_table().strip().splitlines()[2:]]
+
+    assert [row[0].removeprefix("| ") for row in rows] == sorted(made.name for made in ARCHITECTURES)
+    assert all(row[-1].strip(" |") != "" for row in rows)
+
+
+@pytest.mark.parametrize("family", TRTLLM)
+def test_the_table_says_what_is_refused(family: str) -> None:
+    """Pipeline stages and recipes that it names are not refused for the family's tiny model, and the others are."""
+    assert ("--pp" in _refused(family, pp=2)) == (family in NO_PIPELINE)
+    for recipe in versions.RECIPES:
+        taken = f"{recipe} with " not in _refused(family, quantization=recipe)
+        assert taken == (recipe in recipes(family)), recipe
+
+
+def test_the_page_on_tensorrt_llm_has_the_versions_of_the_code() -> None:
+    """Its table of releases has each one's container and TensorRT, and how far it is supported."""
+    text = (ROOT / "docs" / "formats" / "trtllm.md").read_text()
+    for release in versions.RELEASES:
+        if release < versions.FIRST_SUPPORTED:
+            continue
+        support = "best effort" if versions.best_effort(release) else "yes"
+        cells = (versions.text_of(release), "yes", support, versions.CONTAINERS.get(release, ""))
+        row = "".join(f"| {cell} " if cell != "" else "| " for cell in (*cells, versions.TENSORRT.get(release, "")))
+        assert f"{row}|\n" in text
+    assert f"| {len({flag.name for flag in versions.FLAGS})} flags," in text
 
 
 @pytest.mark.parametrize("document", NAMING_PATHS, ids=_name)
