@@ -18,7 +18,7 @@ import pytest
 
 import llmcompile
 from llmcompile.errors import OutputError
-from llmcompile.writing import MANIFEST, HashedFile, WorkDirectory, free_name, hash_file, output_errors
+from llmcompile.writing import MANIFEST, HashedFile, Kept, WorkDirectory, free_name, hash_file, output_errors
 
 SRC = str(Path(llmcompile.__file__).parents[1])
 JOB = {"model": "m", "tp": 2}
@@ -702,3 +702,185 @@ def test_a_file_that_cannot_be_claimed_leaves_no_descriptor_open(tmp_path: Path)
         HashedFile(tmp_path / "x.bin", 1 << 60)
 
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+# Files that are continued
+
+
+PAGE = 4096
+
+
+@pytest.mark.parametrize("size", [5, 1000, MIB + 17, 3 * MIB])
+def test_a_mark_is_reported_once_its_bytes_have_left_the_buffer(size: int, place: Path) -> None:
+    """What is reported, and no more, is on disk at that moment; each mark is reported once, in order."""
+    content = random.Random(size).randbytes(size)
+    pieces = [content[start : start + 700_001] for start in range(0, size, 700_001)]
+    output = HashedFile(place / "a", size, staging_bytes=64 * PAGE)
+    reported: list[tuple[int, str]] = []
+
+    for piece in pieces:
+        output.write(memoryview(piece))
+        output.mark()
+        new = output.durable()
+        for end, digest in new:
+            on_disk = (place / "a.part").read_bytes()[:end]
+            assert (on_disk, digest) == (content[:end], hashlib.sha256(content[:end]).hexdigest())
+        reported += new
+    output.finish()
+
+    assert reported == sorted(set(reported))
+
+
+def test_a_mark_in_the_buffer_is_not_reported(place: Path) -> None:
+    """Bytes that are only in memory would be lost by a kill, so nothing is said about them."""
+    output = HashedFile(place / "a", 2 * MIB, staging_bytes=MIB)
+    direct = output._staging is not None
+    output.write(memoryview(bytes(MIB // 2)))
+    output.mark()
+
+    early = output.durable()
+    output.write(memoryview(bytes(MIB)))
+    late = output.durable()
+    output.close()
+
+    assert ([end for end, _ in early], [end for end, _ in late]) == (([], [MIB // 2]) if direct else ([MIB // 2], []))
+
+
+def test_marks_wait_for_the_buffer_where_files_are_written_past_the_cache(tmp_path: Path) -> None:
+    """On this disk large files are written directly, so the buffer's half is not reported before it is full."""
+    output = HashedFile(tmp_path / "a", 2 * MIB, staging_bytes=MIB)
+    if output._staging is None:
+        output.close()
+        pytest.skip("no O_DIRECT here")
+    output.write(memoryview(bytes(MIB - 1)))
+    output.mark()
+    before = output.durable()
+    output.write(memoryview(bytes(1)))
+    output.mark()
+    after = output.durable()
+    output.close()
+
+    assert (before, [end for end, _ in after]) == ([], [MIB - 1, MIB])
+
+
+@pytest.mark.parametrize("total", [3 * PAGE + 5, MIB + 17, 2 * MIB])
+@pytest.mark.parametrize("kept_bytes", [1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE])
+def test_a_kept_beginning_is_continued(kept_bytes: int, total: int, place: Path) -> None:
+    """The file is what one run writes, and so is its hash, wherever the beginning ends within a disk block."""
+    content = random.Random(total).randbytes(total)
+    part = place / "a.part"
+    part.write_bytes(content[:kept_bytes] + b"garbage that a killed run left")
+    kept = Kept(kept_bytes, hashlib.sha256(content[:kept_bytes]), {})
+
+    output = HashedFile(place / "a", total, staging_bytes=16 * PAGE, kept=kept)
+    output.write(memoryview(content[kept_bytes:]))
+    found = output.finish()
+
+    assert (place / "a").read_bytes() == content
+    assert (found.size_bytes, found.sha256) == (total, hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("total", [2 * PAGE + 5, MIB + 5])
+def test_a_file_kept_whole_is_only_finished(total: int, place: Path) -> None:
+    """Nothing is left to write: the file gets its name, with the bytes it has."""
+    content = random.Random(total).randbytes(total)
+    (place / "a.part").write_bytes(content + b"and more")
+
+    found = HashedFile(place / "a", total, kept=Kept(total, hashlib.sha256(content), {})).finish()
+
+    assert (place / "a").read_bytes() == content
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def unfinished(tmp_path: Path, content: bytes, marks: list[int], *, on_disk: bytes | None = None) -> None:
+    """A work directory in which a run was stopped after it had noted `marks` of a file."""
+    with work_directory(tmp_path / "out") as work:
+        (work.path / "a.part").write_bytes(content if on_disk is None else on_disk)
+        for mark in marks:
+            work.progress("a", mark, hashlib.sha256(content[:mark]).hexdigest(), {"t": mark})
+
+
+def kept_of(tmp_path: Path) -> dict[str, int]:
+    """File -> bytes that the next run keeps."""
+    with work_directory(tmp_path / "out", resume=True) as work:
+        return {file: kept.size_bytes for file, kept in work.kept.items()}
+
+
+CONTENT = random.Random(5).randbytes(3000)
+
+
+def test_the_longest_beginning_is_kept(tmp_path: Path) -> None:
+    """Of several marks, the last whose bytes are there."""
+    unfinished(tmp_path, CONTENT, [100, 1000, 2500])
+
+    assert kept_of(tmp_path) == {"a": 2500}
+
+
+@pytest.mark.parametrize(
+    ("flipped", "expected"), [(50, {}), (500, {"a": 100}), (2000, {"a": 1000}), (2700, {"a": 2500})]
+)
+def test_what_lies_before_a_damaged_byte_is_kept(flipped: int, expected: dict[str, int], tmp_path: Path) -> None:
+    """A mark counts only if all bytes up to it are as they were."""
+    damaged = bytearray(CONTENT)
+    damaged[flipped] ^= 1
+    unfinished(tmp_path, CONTENT, [100, 1000, 2500], on_disk=bytes(damaged))
+
+    assert kept_of(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("length", "expected"), [(99, {}), (100, {"a": 100}), (2499, {"a": 1000})])
+def test_a_shorter_file_keeps_what_it_has(length: int, expected: dict[str, int], tmp_path: Path) -> None:
+    """Marks beyond the end of the file do not count."""
+    unfinished(tmp_path, CONTENT, [100, 1000, 2500], on_disk=CONTENT[:length])
+
+    assert kept_of(tmp_path) == expected
+
+
+def test_a_file_that_vanished_keeps_nothing(tmp_path: Path) -> None:
+    """Without the part file there is nothing to go on from."""
+    unfinished(tmp_path, CONTENT, [100])
+    (tmp_path / "out.partial" / "a.part").unlink()
+
+    assert kept_of(tmp_path) == {}
+
+
+def test_marks_of_an_earlier_attempt_do_not_hide_later_ones(tmp_path: Path) -> None:
+    """A run that had to start a file over, with other cuts, notes marks that are sorted in with the old ones."""
+    unfinished(tmp_path, CONTENT, [1000])
+    with work_directory(tmp_path / "out", resume=True) as work:
+        for mark in (700, 2100):
+            work.progress("a", mark, hashlib.sha256(CONTENT[:mark]).hexdigest(), {})
+
+    assert kept_of(tmp_path) == {"a": 2100}
+
+
+def test_a_finished_file_is_not_kept_as_a_beginning(tmp_path: Path) -> None:
+    """Once a file is recorded whole, its marks have done their work."""
+    with work_directory(tmp_path / "out") as work:
+        output = work.create("a", len(CONTENT))
+        output.write(memoryview(CONTENT))
+        work.progress("a", 100, hashlib.sha256(CONTENT[:100]).hexdigest(), {})
+        work.record("a", output.finish())
+
+    with work_directory(tmp_path / "out", resume=True) as work:
+        assert (set(work.finished), work.kept) == ({"a"}, {})
+
+
+def test_what_overflowed_is_kept_with_the_beginning(tmp_path: Path) -> None:
+    """The count of the mark that holds goes on."""
+    unfinished(tmp_path, CONTENT, [100, 2500])
+
+    with work_directory(tmp_path / "out", resume=True) as work:
+        assert work.kept["a"].overflowed == {"t": 2500}
+
+
+def test_creating_a_file_continues_what_is_kept(tmp_path: Path) -> None:
+    """The work directory hands the beginning to the file of that name."""
+    unfinished(tmp_path, CONTENT, [1000])
+
+    with work_directory(tmp_path / "out", resume=True) as work:
+        output = work.create("a", len(CONTENT))
+        output.write(memoryview(CONTENT[1000:]))
+        output.finish()
+
+    assert (tmp_path / "out.partial" / "a").read_bytes() == CONTENT

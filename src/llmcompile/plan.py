@@ -294,8 +294,8 @@ class Step:
     def alignment(self) -> int:
         """0 when every tensor ends on a multiple of four bytes, 1 on one of two, 2 otherwise.
 
-        Written in this order, tensors of any element type up to four bytes lie on a multiple of its size, as the
-        safetensors library needs to hand them out without a copy.
+        Written in this order, steps of one tensor each lie on a multiple of their element size, whatever that is up to
+        four bytes, as readers that hand out tensors without a copy want it.
         """
         sizes = [tensor.size_bytes for tensor in self.tensors]
         return 0 if all(size % 4 == 0 for size in sizes) else 1 if all(size % 2 == 0 for size in sizes) else 2
@@ -543,6 +543,7 @@ def _headers(steps: Sequence[Step]) -> dict[str, bytes]:
         for file in step.files if len(step.tensors) > 0 else ():
             header = entries.setdefault(file, {"__metadata__": {"format": "pt"}})
             for tensor in step.tensors:
+                assert tensor.name not in header, f"{file}: {tensor.name} twice"
                 start = ends.get(file, 0)
                 ends[file] = start + tensor.size_bytes
                 header[tensor.name] = {

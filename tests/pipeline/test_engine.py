@@ -243,6 +243,31 @@ def test_a_checkpoint_is_validated_against_a_model(
     assert validation["passed"] is True
 
 
+def test_an_sm80_layout_is_not_built_for_hopper(model: Path, run: Run, tmp_path: Path, python: Path) -> None:
+    """What the checkpoint holds decides, though --from-checkpoint does not say it: exit code 6, nothing written."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    wide = models.save("llama", tmp_path / "wide", config=sizes)
+    given = ("--quantization", "w8a16", "--wo-layout", "sm80", "--stop-after", "checkpoint")
+    made = run(*COMMAND, "--model", wide, *given, tmp_path / "made")
+    assert made.code == 0, made.err
+    standin.nvidia_smi(tmp_path / "tools", "0, NVIDIA H100, 9.0, 580.65.06, 81920")
+
+    result = run(
+        "build",
+        "trtllm",
+        "--no-validate",
+        "--from-checkpoint",
+        tmp_path / "made",
+        "--toolchain-python",
+        python,
+        tmp_path / "o",
+    )
+
+    assert result.code == 6, result.err
+    assert "sm80 layout" in result.err
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_missing_rank_file_is_named(finished: Path, python: Path, run: Run, tmp_path: Path) -> None:
     """Exit code 3, before the builder is looked for."""
     (finished / "checkpoint" / "rank1.safetensors").unlink()

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmcompile.checkpoint.headers import safetensors_header
 from llmcompile.errors import ToolchainError, collected
 from llmcompile.exporters.backends import Options
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.spec import Layout
-from llmcompile.exporters.trtllm import toolchain, versions
-from llmcompile.exporters.trtllm.layout import DTYPES, FOLDER
+from llmcompile.exporters.trtllm import toolchain
+from llmcompile.exporters.trtllm.layout import FOLDER
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.writing import WorkDirectory, hash_file
 
 if TYPE_CHECKING:
-    from llmcompile.exporters.trtllm.toolchain import Toolchain
+    from llmcompile.exporters.trtllm.toolchain import Contents, Toolchain
     from llmcompile.pipeline.job import View
 
 ENGINE = "engine"
@@ -35,11 +38,11 @@ def find(options: Options, layout: Layout) -> Toolchain | None:
     """
     if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
         return None
-    dtype = next(name for name, dtype in DTYPES.items() if dtype == layout.dtype)
-    return _found(options, dtype, options.quantization)
+    text = next(text for name, text in layout.texts.items() if name in ("config.json", "decoder/config.json"))
+    return _found(options, toolchain.contents_of(json.loads(text), integers=options.wo_layout == "sm80"))
 
 
-def _found(options: TrtllmOptions, dtype: str, recipe: str | None) -> Toolchain:
+def _found(options: TrtllmOptions, contents: Contents) -> Toolchain:
     found = toolchain.find(
         options.toolchain_python,
         options.trtllm_build,
@@ -47,7 +50,7 @@ def _found(options: TrtllmOptions, dtype: str, recipe: str | None) -> Toolchain:
         checkpoint=str(options.build.output if options.from_checkpoint is None else options.from_checkpoint),
         finished=options.from_checkpoint is not None,
     )
-    problems = toolchain.check(found, options, dtype=dtype, recipe=recipe)
+    problems = toolchain.check(found, options, contents)
     if len(problems) > 0:
         raise collected(ToolchainError, problems)
     return found
@@ -60,15 +63,18 @@ def disk_bytes(options: Options, checkpoint_bytes: int) -> int:
     return checkpoint_bytes
 
 
-def find_for(options: TrtllmOptions, config: dict[str, object]) -> Toolchain:
-    """What will build the engine of a finished checkpoint, by its config.json.
+def find_for(options: TrtllmOptions, checkpoint: Path, config: Mapping[str, object]) -> Toolchain:
+    """What will build the engine of a finished checkpoint, by its config.json and the header of its first rank.
 
     Raises:
         ToolchainError: As for `find`.
+        CheckpointError: The rank file is damaged.
     """
-    quantization = config.get("quantization")
-    algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
-    return _found(options, str(config.get("dtype")), None if algorithm is None else versions.recipe_of(str(algorithm)))
+    first = checkpoint / "rank0.safetensors"
+    first = first if first.is_file() else checkpoint / toolchain.PARTS[1] / first.name
+    stored = safetensors_header(first, first.name)
+    integers = any(tensor.name.endswith(".per_channel_scale") for tensor in stored)
+    return _found(options, toolchain.contents_of(config, integers=integers))
 
 
 def build(
@@ -124,8 +130,13 @@ def build(
     )
 
 
-def clean(work: WorkDirectory) -> None:
-    """Remove what the builder and the runtime left in the folder they ran in."""
+@contextmanager
+def clean_after(work: WorkDirectory) -> Iterator[None]:
+    """Remove what the builder and the runtime left in the folder they ran in, when they succeeded.
+
+    After a failure it stays in the work directory: the next attempt begins with its timing cache.
+    """
+    yield
     if (work.path / _SCRATCH).exists():
         shutil.rmtree(work.path / _SCRATCH)
 
@@ -154,7 +165,7 @@ def why_not_run(options: TrtllmOptions, found: Toolchain, built: records.Engine,
 
 
 def run(found: Toolchain, work: Path, prompts: Sequence[Sequence[int]], end_id: int, view: View) -> tuple[Path, ...]:
-    """Run the engine on prompts; one .npy of logits (tokens, vocabulary) for each, in the folder `clean` removes.
+    """Run the engine on prompts; one .npy of logits (tokens, vocabulary) for each, in the folder `clean_after` removes.
 
     Raises:
         ToolchainError: The runtime failed.

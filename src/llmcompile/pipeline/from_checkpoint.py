@@ -31,6 +31,7 @@ from llmcompile.writing import MANIFEST, WorkDirectory, check_no_leftovers, chec
 
 if TYPE_CHECKING:
     from llmcompile.exporters.trtllm.toolchain import Toolchain
+    from llmcompile.validation import trtllm
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
     found = None
     with report.stage("toolchain"):
         try:
-            found = engine.find_for(options, dict(config))
+            found = engine.find_for(options, checkpoint, config)
         except ToolchainError as error:
             errors.append(error)
     try:
@@ -181,36 +182,34 @@ def build_from(start: Start, view: View, report: Report) -> None:
     assert start.toolchain is not None
     options = start.options
     with report.stage("validate"):
-        validation = _validated(start, view)
+        subject = _subject(start)
+        validated = _validated(start, subject, view)
     with WorkDirectory(
         options.build.output, job=_identity(start), resume=options.build.resume, force=options.build.force
     ) as work:
-        with report.stage("engine"):
+        with report.stage("engine"), engine.clean_after(work):
             built = engine.build(options, start.toolchain, work, view, checkpoint=start.checkpoint)
-            engine.clean(work)
+            if subject is not None and validated is not None:
+                validated = validating.of_engine(options, start.toolchain, subject, built, work.path, view, validated)
         for name, path in start.auxiliary.items():
             work.write_bytes(name, path.read_bytes())
-        manifest = _manifest(start, work, validation, built)
+        manifest = _manifest(start, work, None if validated is None else validated.record, built)
+        work.write_bytes(MANIFEST, records.to_bytes(manifest))
+        report.manifest = manifest
+        if validated is not None and len(validated.problems) > 0:
+            report.rejected = work.reject()
+            raise collected(MismatchError, validated.problems)
         with report.stage("publish"):
-            work.write_bytes(MANIFEST, records.to_bytes(manifest))
             work.publish()
-        report.manifest, report.output = manifest, options.build.output
+        report.output = options.build.output
 
 
-def _validated(start: Start, view: View) -> records.Validation | None:
-    """What is known of the checkpoint's numbers: its bytes against the manifest, and its outputs against the model."""
-    validation = None
-    if start.manifest is not None:
-        _, problems = checking.verify(start.checkpoint.parent)
-        if len(problems) > 0:
-            raise collected(MismatchError, problems)
-        validation = start.manifest.validation
+def _subject(start: Start) -> trtllm.Subject | None:
+    """What to compare the checkpoint with; None without a model, or where it is not to be compared."""
     if start.model is None or not start.options.build.validate:
-        return validation
-    from llmcompile.validation import trtllm
-
+        return None
     architecture = lookup(start.model.config, start.model.tensors)
-    subject = validating.trtllm_subject(
+    return validating.trtllm_subject(
         start.model,
         architecture,
         architecture.dims(start.model.config),
@@ -218,11 +217,30 @@ def _validated(start: Start, view: View) -> records.Validation | None:
         eval_text=start.options.eval_text,
         overflow_accepted=False,
     )
+
+
+def _validated(start: Start, subject: trtllm.Subject | None, view: View) -> validating.Validated | None:
+    """What is known of the checkpoint's numbers: its bytes against the manifest, and its outputs against the model.
+
+    Raises:
+        MismatchError: Either differs.
+    """
+    before = None
+    if start.manifest is not None:
+        _, problems = checking.verify(start.checkpoint.parent)
+        if len(problems) > 0:
+            raise collected(MismatchError, problems)
+        if start.manifest.validation is not None:
+            before = validating.Validated(start.manifest.validation, [])
+    if subject is None:
+        return before
+    from llmcompile.validation import trtllm
+
     build = start.options.build
     validated = validating.run(trtllm, subject, start.ranks, view, build.atol, build.rtol, build.trust_remote_code)
     if len(validated.problems) > 0:
         raise collected(MismatchError, validated.problems)
-    return validated.record
+    return validated
 
 
 def _files(start: Start) -> Iterator[records.FileRecord]:

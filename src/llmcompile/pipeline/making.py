@@ -14,6 +14,7 @@ from llmcompile import __version__, environment
 from llmcompile.checkpoint.folder import contained
 from llmcompile.errors import MismatchError, Problem, ToolchainError, collected
 from llmcompile.exporters.backends import BACKENDS
+from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine, validating
 from llmcompile.pipeline.job import Job, Report, View, refuse
@@ -46,12 +47,15 @@ def build(job: Job, view: View, report: Report) -> None:
                 validation = validating.of_job(job, work.path, view, overflow_accepted=len(streamed.overflowed) > 0)
         built = None
         if job.toolchain is not None and (validation is None or validation.record.passed):
-            with report.stage("engine"), _resumable(work):
+            assert isinstance(job.options, TrtllmOptions)
+            with report.stage("engine"), _resumable(work), engine.clean_after(work):
                 built = engine.build(job.options, job.toolchain, work, view)
-            if options.validate:
-                with report.stage("run"):
-                    validation = validating.of_engine(job, built, work.path, view, validation)
-            engine.clean(work)
+                if validation is not None:
+                    overflowed = len(streamed.overflowed) > 0
+                    subject = validating.job_subject(job, work.path, overflow_accepted=overflowed)
+                    validation = validating.of_engine(
+                        job.options, job.toolchain, subject, built, work.path, view, validation
+                    )
             if validation is None or validation.record.passed:
                 engine.leave_out_checkpoint(job.options, work)
         manifest = _manifest(job, work, streamed, validation, built)

@@ -11,11 +11,13 @@ from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.checkpoint.folder import Checkpoint
 from llmcompile.errors import MismatchError, Problem
 from llmcompile.exporters.ft.options import FtOptions
+from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.pipeline.job import Job, View
 
 if TYPE_CHECKING:
+    from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.validation import ft, trtllm
     from llmcompile.validation.checks import Check, Finding, Quality
 
@@ -107,17 +109,30 @@ def trtllm_subject(
     )
 
 
+def job_subject(job: Job, folder: Path, *, overflow_accepted: bool) -> trtllm.Subject:
+    """What validation needs to know of the checkpoint a job has written into `folder`."""
+    assert isinstance(job.options, TrtllmOptions)
+    return trtllm_subject(
+        job.checkpoint,
+        job.architecture,
+        job.dims,
+        folder=folder / job.layout.folder,
+        eval_text=job.options.eval_text,
+        overflow_accepted=overflow_accepted,
+    )
+
+
 def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool) -> Validated:
     """Validate what a job has written."""
     options, build = job.options, job.options.build
-    described = (job.checkpoint, job.architecture, job.dims)
-    folder = folder / job.layout.folder
     if isinstance(options, FtOptions):
         from llmcompile.validation import ft
 
         subject = ft_subject(
-            *described,
-            folder=folder,
+            job.checkpoint,
+            job.architecture,
+            job.dims,
+            folder=folder / job.layout.folder,
             ranks=job.layout.ranks,
             dtype=job.layout.dtype.name,
             encoder_only=options.encoder_only,
@@ -127,9 +142,7 @@ def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool) -> Va
         return run(ft, subject, job.layout.ranks, view, build.atol, build.rtol, build.trust_remote_code)
     from llmcompile.validation import trtllm
 
-    checkpoint = trtllm_subject(
-        *described, folder=folder, eval_text=options.eval_text, overflow_accepted=overflow_accepted
-    )
+    checkpoint = job_subject(job, folder, overflow_accepted=overflow_accepted)
     ranks = job.layout.ranks * job.layout.pp
     return run(trtllm, checkpoint, ranks, view, build.atol, build.rtol, build.trust_remote_code)
 
@@ -202,11 +215,26 @@ def _comparisons(check: Check) -> Iterator[records.Comparison]:
         )
 
 
-def of_engine(job: Job, built: records.Engine, work: Path, view: View, before: Validated | None) -> Validated | None:
-    """Run the engine on this machine's GPU, and add what came of it to the validation of its checkpoint."""
-    options, found = job.options, job.toolchain
-    if before is None or found is None or isinstance(options, FtOptions):
-        return before
+def of_engine(
+    options: TrtllmOptions,
+    found: Toolchain,
+    subject: trtllm.Subject,
+    built: records.Engine,
+    work: Path,
+    view: View,
+    before: Validated,
+) -> Validated:
+    """Run the engine on this machine's GPU, and add what came of it to the validation of its checkpoint.
+
+    Args:
+        options: What was asked.
+        found: What built the engine.
+        subject: Its checkpoint, and the model.
+        built: The engine.
+        work: The work directory it is in.
+        view: Shown every check.
+        before: What is known of the checkpoint.
+    """
     reason = engine.why_not_run(options, found, built, work)
     if reason is not None:
         note = f"the engine was not run: {reason}"
@@ -215,17 +243,8 @@ def of_engine(job: Job, built: records.Engine, work: Path, view: View, before: V
     from llmcompile.validation import trtllm
     from llmcompile.validation.checks import problems_of
 
-    subject = trtllm_subject(
-        job.checkpoint,
-        job.architecture,
-        job.dims,
-        folder=work / job.layout.folder,
-        eval_text=None,
-        overflow_accepted=False,
-    )
     prompts = trtllm.engine_prompts(subject)
-    end_id = job.dims.facts.get("end_id")
-    files = engine.run(found, work, prompts, end_id if isinstance(end_id, int) else 0, view)
+    files = engine.run(found, work, prompts, trtllm.end_token(subject), view)
     checks = tuple(trtllm.engine_checks(subject, prompts, files, options.build.trust_remote_code))
     for check in checks:
         view.checked(check)

@@ -104,7 +104,7 @@ def config_json(made: Layout) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "given", "found", "hint"),
     [
-        (BERT, {}, "TensorRT-LLM: no bert models", "see the table in README.md"),
+        (BERT, {}, "config.json: architectures: a bert model, which TensorRT-LLM", "see the table in README.md"),
         (
             GPTQ,
             {"quantization": "w8a16"},

@@ -21,9 +21,11 @@ from llmcompile.errors import ToolchainError
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.trtllm import toolchain as tools
 from llmcompile.exporters.trtllm.options import TrtllmOptions
-from llmcompile.exporters.trtllm.toolchain import Gpu, Line, Toolchain
+from llmcompile.exporters.trtllm.toolchain import Contents, Gpu, Line, Toolchain
 
 RECORDED = [("0.10.0", "0.10"), ("0.13.0", "0.13"), ("0.16.0", "0.16"), ("0.21.0", "0.21"), ("1.2.1", "1.2")]
+H100 = Gpu(0, "NVIDIA H100", 90, "580.65.06", 80 << 30)
+FLOAT16 = Contents(dtype="float16")
 A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", 80, "580.65.06", 80 << 30)
 
 
@@ -164,7 +166,7 @@ def ready(**given: Any) -> Toolchain:
 
 def test_a_ready_machine_has_no_problem() -> None:
     """The right version, program and GPU."""
-    assert tools.check(ready(), options(), dtype="bfloat16") == []
+    assert tools.check(ready(), options(), Contents(dtype="bfloat16")) == []
 
 
 @pytest.mark.parametrize(
@@ -175,13 +177,6 @@ def test_a_ready_machine_has_no_problem() -> None:
         ({"version": "1.3.0", "executable": None}, {}, "tensorrt_llm", "engines were removed in July 2026"),
         ({"gpus": ()}, {}, "GPU", "none visible"),
         ({}, {"build_workers": 2}, "--build-workers", "2, and 1 GPU visible"),
-        ({}, {"quantization": "fp8"}, "GPU of SM80", "cannot run fp8"),
-        (
-            {"gpus": (Gpu(0, "H100", 90, "580.1", 1),)},
-            {"quantization": "w8a16", "wo_layout": "sm80"},
-            "GPU of SM90",
-            "",
-        ),
         ({"gpus": (Gpu(0, "A100", 80, "550.54", 1),)}, {}, "driver", "550.54"),
         ({"gpus": (A100, Gpu(1, "L4", 89, "580.1", 1))}, {}, "GPU", "different kinds"),
         ({"flags": frozenset({"--max_seq_len"})}, {"engine": (("--strip_plan", ""),)}, "--strip_plan", "--help"),
@@ -191,20 +186,46 @@ def test_what_would_stop_a_build_is_said_first(
     found: dict[str, Any], asked: dict[str, Any], subject: str, text: str
 ) -> None:
     """Version, program, GPU, workers, recipe, layout, driver, flags: each in its own problem."""
-    [problem] = tools.check(ready(**found), options(**asked), dtype="float16")
+    [problem] = tools.check(ready(**found), options(**asked), FLOAT16)
 
     assert problem.subject == subject
     assert text in problem.found
 
 
+@pytest.mark.parametrize(
+    ("gpu", "contents", "text"),
+    [
+        (A100, {"recipe": "fp8"}, "cannot run fp8"),
+        (A100, {"kv_cache": "fp8"}, "without an FP8 KV cache"),
+        (H100, {"recipe": "w8a16", "wo_layout": "sm80"}, "other bytes than the sm80 layout"),
+        (H100, {"recipe": "w4a16_gptq"}, "other bytes than the sm80 layout"),
+        (H100, {"recipe": "w8a16"}, ""),
+    ],
+)
+def test_what_the_checkpoint_demands_is_held_against_the_gpu(gpu: Gpu, contents: dict[str, Any], text: str) -> None:
+    """Its recipe, its cache and its layout, whatever the options say."""
+    problems = tools.check(ready(gpus=(gpu,)), options(), Contents(dtype="float16", **contents))
+
+    assert [text in problem.found for problem in problems] == ([] if text == "" else [True])
+
+
+def test_what_a_checkpoint_demands_is_in_its_config() -> None:
+    """Element type, recipe and cache; whether integers are written is known from the tensors."""
+    quantization = {"quant_algo": "W4A16", "kv_cache_quant_algo": "FP8"}
+
+    found = tools.contents_of({"dtype": "bfloat16", "quantization": quantization}, integers=True)
+
+    assert found == Contents(dtype="bfloat16", recipe="w4a16", wo_layout="sm80", kv_cache="fp8")
+
+
 def test_a_candidate_of_1_3_that_still_has_the_program_builds() -> None:
     """The program decides, not the number alone."""
-    assert tools.check(ready(version="1.3.0rc5"), options(), dtype="float16") == []
+    assert tools.check(ready(version="1.3.0rc5"), options(), FLOAT16) == []
 
 
 def test_more_ranks_than_gpus_are_built_and_not_run() -> None:
     """Ranks are built one after the other on one GPU; running them takes a GPU for each."""
-    assert tools.check(ready(), options(tp=2), dtype="float16") == []
+    assert tools.check(ready(), options(tp=2), FLOAT16) == []
     assert tools.check_run(ready(), 2) is not None
     assert tools.check_run(ready(), 1) is None
 
@@ -503,6 +524,6 @@ def test_facts_name_the_gpu_the_engine_is_bound_to(make: Callable[..., Toolchain
     build(make(), options(), tmp_path)
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
 
-    facts = tools.facts_json(tools.check_engine_dir(tmp_path / "engine", config, ready()))
+    facts = tools.check_engine_dir(tmp_path / "engine", config, ready())
 
-    assert (facts["gpu"], facts["sm"], facts["driver"]) == ("NVIDIA A100-SXM4-80GB", 80, "580.65.06")
+    assert (facts.gpu, facts.sm, facts.driver) == ("NVIDIA A100-SXM4-80GB", 80, "580.65.06")

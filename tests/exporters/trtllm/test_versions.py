@@ -202,20 +202,6 @@ def test_layers_that_do_not_divide_are_refused_before_1_0() -> None:
     assert versions.check_layers(2, 4, "1.2.1") is not None
 
 
-def test_qwen3_came_with_0_20() -> None:
-    """An older release has no network for it."""
-    assert versions.check_architecture("Qwen3ForCausalLM", "0.19.0") is not None
-    assert versions.check_architecture("Qwen3ForCausalLM", "0.20.0") is None
-    assert versions.check_architecture("LlamaForCausalLM", "0.9.0") is None
-
-
-def test_gpt_variants_were_one_architecture_before_0_12() -> None:
-    """GPT-2 is GPTForCausalLM until 0.11; others keep their name."""
-    assert versions.architecture_name("GPT2LMHeadModel", "0.11.0") == "GPTForCausalLM"
-    assert versions.architecture_name("GPT2LMHeadModel", "0.12.0") == "GPT2LMHeadModel"
-    assert versions.architecture_name("LlamaForCausalLM", "0.11.0") == "LlamaForCausalLM"
-
-
 @pytest.mark.parametrize(
     ("sm", "version", "recipe", "dtype", "layout", "refused"),
     [

@@ -247,6 +247,10 @@ def _refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions, re
     if options.use_embedding_sharing and dims.facts["tied"] is not True:
         found = "a model whose head is its own (tie_word_embeddings false)"
         yield Problem("--use-embedding-sharing", found, "a tied head", "drop --use-embedding-sharing")
+    if architecture.name in _GEMMAS and options.tp > 1 and options.release < (0, 11):
+        found = f"{options.tp} with {architecture.name}, whose table is divided by vocabulary"
+        hint = "use --tp 1, or --trtllm-version 0.11.0 or later: older releases do not load such a table"
+        yield Problem("--tp", found, "1", hint)
     if resolved.share_embedding and options.embedding_sharding_dim == 1:
         yield Problem("--embedding-sharding-dim", f"1 with {architecture.name}", "0", "--embedding-sharding-dim 0")
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -70,6 +70,23 @@ class Toolchain:
     executable: Path | None = None
     flags: frozenset[str] = frozenset()
     gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint demands of the GPU.
+
+    Attributes:
+        dtype: float16, bfloat16 or float32.
+        recipe: A name of `versions.RECIPES`, or None.
+        wo_layout: "sm80" where weight-only integers are written in that layout, "deferred" otherwise.
+        kv_cache: "fp8" or None.
+    """
+
+    dtype: str
+    recipe: str | None = None
+    wo_layout: str = "deferred"
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,16 +261,32 @@ def _let_through(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
 # Check
 
 
-def check(toolchain: Toolchain, options: TrtllmOptions, *, dtype: str, recipe: str | None = None) -> list[Problem]:
+def contents_of(config: Mapping[str, object], *, integers: bool) -> Contents:
+    """What a checkpoint demands, by its config.json.
+
+    Args:
+        config: config.json of the checkpoint.
+        integers: Whether its weight-only integers are written, and not left to the builder.
+    """
+    quantization = _mapping(config, "quantization")
+    algorithm, kv_cache = quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
+    return Contents(
+        dtype=str(config.get("dtype")),
+        recipe=None if algorithm is None else versions.recipe_of(str(algorithm)),
+        wo_layout="sm80" if integers else "deferred",
+        kv_cache=None if kv_cache is None else str(kv_cache).lower(),
+    )
+
+
+def check(toolchain: Toolchain, options: TrtllmOptions, contents: Contents) -> list[Problem]:
     """Everything that would stop a build on this machine; seconds, where the build takes minutes.
 
     Args:
         toolchain: What `find` found.
         options: What is asked.
-        dtype: float16, bfloat16 or float32: the checkpoint's, since the options may leave it open.
-        recipe: That of a --from-checkpoint, likewise; None for that of the options.
+        contents: What the checkpoint demands.
     """
-    problems = [*_version_problems(toolchain, options), *_gpu_problems(toolchain, options, dtype, recipe)]
+    problems = [*_version_problems(toolchain, options), *_gpu_problems(toolchain, options, contents)]
     if toolchain.flags != frozenset() and options.builder == "cli":
         for name, _ in options.engine:
             if name not in toolchain.flags:
@@ -292,7 +325,7 @@ def _version_problems(toolchain: Toolchain, options: TrtllmOptions) -> Iterator[
         yield Problem(BUILDER, f"not beside {toolchain.python}", "the program", "--trtllm-build PATH, or --builder api")
 
 
-def _gpu_problems(toolchain: Toolchain, options: TrtllmOptions, dtype: str, recipe: str | None) -> Iterator[Problem]:
+def _gpu_problems(toolchain: Toolchain, options: TrtllmOptions, contents: Contents) -> Iterator[Problem]:
     if toolchain.gpus == ():
         yield Problem(
             "GPU",
@@ -312,10 +345,10 @@ def _gpu_problems(toolchain: Toolchain, options: TrtllmOptions, dtype: str, reci
         yield from versions.check_gpu(
             sm,
             options.trtllm_version,
-            recipe=options.quantization if recipe is None else recipe,
-            dtype=dtype,
-            wo_layout=options.wo_layout,
-            kv_cache=options.kv_cache,
+            recipe=contents.recipe,
+            dtype=contents.dtype,
+            wo_layout=contents.wo_layout,
+            kv_cache=contents.kv_cache,
         )
     oldest, driver = versions.driver_of(options.release), toolchain.gpus[0].driver
     branch = re.match(r"\d+", driver)
@@ -528,11 +561,6 @@ def check_engine_dir(folder: Path, checkpoint: Mapping[str, object], toolchain: 
         sm=None if gpu is None else gpu.sm,
         driver=None if gpu is None else gpu.driver,
     )
-
-
-def facts_json(facts: EngineFacts) -> dict[str, object]:
-    """The facts as the manifest writes them."""
-    return asdict(facts)
 
 
 def read_config(path: Path) -> Mapping[str, object]:

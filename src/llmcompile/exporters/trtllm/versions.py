@@ -103,19 +103,6 @@ _ROWWISE_ON_ADA: Release = (0, 15)
 _SM80_LAYOUT = range(75, 90)
 """GPUs that read the byte layout of SM80: spec section 6.2."""
 
-_OLD_GPT = dict.fromkeys(("GPT2LMHeadModel", "GPTBigCodeForCausalLM", "Starcoder2ForCausalLM"), "GPTForCausalLM")
-_FIRST_ARCHITECTURES: Mapping[str, Release] = {
-    "Phi3ForCausalLM": (0, 10),
-    "Qwen2ForCausalLM": (0, 12),
-    "Qwen2MoeForCausalLM": (0, 12),
-    "Qwen3ForCausalLM": (0, 20),
-    "Qwen3MoeForCausalLM": (0, 20),
-}
-"""Those of ours that came after 0.9: MODEL_MAP in tensorrt_llm/models/__init__.py; Qwen3 by the notes of 0.20.
-
-The notes of 1.0 name the engines of Qwen3 again.
-"""
-
 SWITCH, INTEGER, TEXT, CHOICE, WORDS = "switch", "integer", "text", "choice", "words"
 _ENABLE = ("enable", "disable")
 _TYPES_OLD = ("float16", "float32", "bfloat16", "disable")
@@ -458,24 +445,6 @@ def check_layers(layers: int, pp: int, version: str) -> Problem | None:
         if release < (1, 0)
         else f"--pp {layers} at most",
     )
-
-
-def check_architecture(architecture: str, version: str) -> Problem | None:
-    """Why `version` has no network for an architecture, by its name in config.json; None where it has."""
-    release = release_of(version)
-    assert release is not None
-    first = _FIRST_ARCHITECTURES.get(architecture)
-    if first is None or first <= release:
-        return None
-    found = f"not in TensorRT-LLM {version}"
-    return Problem(architecture, found, f"{text_of(first)} or later", f"--trtllm-version {DEFAULT_VERSION}")
-
-
-def architecture_name(architecture: str, version: str) -> str:
-    """What `version` calls an architecture in config.json: all GPT-2 variants were one before 0.12."""
-    release = release_of(version)
-    assert release is not None
-    return _OLD_GPT.get(architecture, architecture) if release < (0, 12) else architecture
 
 
 def check_gpu(

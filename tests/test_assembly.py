@@ -1,0 +1,274 @@
+"""Every file gets its bytes in order, in blocks that what makes them can take."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from llmcompile.architectures.spec import Architecture, Dims, Tensor
+from llmcompile.assembly import assemble
+from llmcompile.checkpoint.folder import open_checkpoint
+from llmcompile.checkpoint.reader import Reader
+from llmcompile.dtypes import FP16, FP32, INT8, DType, Shape
+from llmcompile.errors import CheckpointError
+from llmcompile.plan import Combine, Encoding, Row, Step, TensorSpec, make_plan
+
+Array = NDArray[Any]
+Weights = Mapping[str, Array]
+RANK = "rank{rank}.safetensors"
+SIZES = {"n": 12, "m": 10, "h": 4, "d": 3, "experts": 4}
+
+
+@contextmanager
+def blocks_of(size_bytes: int) -> Iterator[None]:
+    """Blocks of that many bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmcompile.assembly.BLOCK_BYTES", size_bytes)
+        patch.setattr("llmcompile.plan.BLOCK_BYTES", size_bytes)
+        yield
+
+
+def checkpoint(folder: Path, weights: Weights) -> Path:
+    """A folder of one safetensors file."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Tiny"]}))
+    save_file(dict(weights), folder / "model.safetensors")
+    return folder
+
+
+def steps_of(
+    source: Path, tensors: Sequence[Tensor], row: Row, *, ranks: int, dtype: DType = FP32, moe_ep: int = 1
+) -> tuple[Step, ...]:
+    """What a plan of one row has to do."""
+    dims = Dims(SIZES, {})
+    architecture = Architecture("tiny", (), (), (), tuple(tensors), lambda _: dims, {})
+    plan = make_plan(
+        architecture, dims, open_checkpoint(source).tensors, [row], ranks=ranks, dtype=dtype, unused={}, moe_ep=moe_ep
+    )
+    assert plan.problems == ()
+    return plan.steps
+
+
+def assembled(source: Path, step: Step) -> list[list[bytes]]:
+    """Every block of each of the step's files, in order."""
+    files: list[list[bytes]] = [[] for _ in step.files]
+    with Reader(open_checkpoint(source).files) as reader:
+        for file, block in assemble(step, reader, Counter()):
+            files[file].append(bytes(block))
+    return files
+
+
+def joined(source: Path, step: Step) -> list[bytes]:
+    """The contents the step gives each of its files."""
+    return [b"".join(blocks) for blocks in assembled(source, step)]
+
+
+class Recording:
+    """An encoder that keeps what it is given, and appends two bytes at the end."""
+
+    def __init__(self, log: list[tuple[Shape, int]]) -> None:
+        self.log = log
+
+    def encode(self, block: Array, part: int) -> Array:
+        """The block as it is."""
+        self.log.append((block.shape, part))
+        return block
+
+    def rest(self) -> Sequence[Array]:
+        """Two tensors of a byte each."""
+        return [np.array([7], np.uint8), np.array([9], np.uint8)]
+
+
+def recording(rows: int, log: list[tuple[Shape, int]]) -> Encoding:
+    """An encoding that takes `rows` at a time."""
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name, dtype, shape), TensorSpec(f"{name}.end", INT8, (2,)))
+
+    return Encoding("recording", rows, lambda dtype, asides: Recording(log), tensors)
+
+
+MATRIX = Tensor(("a",), "a", "n", "m")
+TWO = (MATRIX, Tensor(("b",), "b", "n", "m"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.sampled_from([1, 2, 3, 4]),
+    block_bytes=st.integers(1, 600),
+    ranks=st.sampled_from([1, 2, 3]),
+    split=st.sampled_from(["", "out", "in"]),
+)
+def test_an_encoder_gets_whole_units_of_rows_in_order(
+    rows: int, block_bytes: int, ranks: int, split: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """However small the blocks, each is a multiple of the encoding's rows; joined, they are the rank's matrix."""
+    weights = {"a": np.arange(120, dtype=np.float32).reshape(12, 10)}
+    ranks = ranks if split == "out" else 2 if split == "in" else ranks
+    if split == "out" and (12 // ranks) % rows != 0:
+        return
+    log: list[tuple[Shape, int]] = []
+    source = checkpoint(tmp_path_factory.mktemp("any") / "hf", weights)
+    with blocks_of(block_bytes):
+        row = Row(RANK, ("a",), tensor="a", split=split, encoding=recording(rows, log))
+        (step,) = steps_of(source, [MATRIX], row, ranks=ranks)
+        found = joined(source, step)
+
+    axis = {"": None, "out": 0, "in": 1}[split]
+    parts = [weights["a"]] * ranks if axis is None else np.split(weights["a"], ranks, axis)
+    assert found == [part.tobytes() + bytes([7, 9]) for part in parts]
+    assert all(shape[0] % rows == 0 for shape, _ in log)
+
+
+def test_an_encoder_is_told_which_part_a_block_belongs_to(tmp_path: Path) -> None:
+    """Rows of the first role are part 0, those of the second part 1."""
+    log: list[tuple[Shape, int]] = []
+    source = checkpoint(tmp_path / "hf", {name: np.ones((12, 10), np.float32) for name in "ab"})
+    (step,) = steps_of(source, TWO, Row(RANK, ("a", "b"), tensor="x", encoding=recording(1, log)), ranks=1)
+
+    assembled(source, step)
+
+    assert log == [((12, 10), 0), ((12, 10), 1)]
+
+
+def test_experts_are_parts_of_one_tensor(tmp_path: Path) -> None:
+    """Two roles of each of two experts are the parts 0 to 3, stacked expert by expert."""
+    tensors = [Tensor((role,), f"{role}.{{expert}}", "n", "m") for role in "ab"]
+    weights = {
+        f"{role}.{expert}": np.full((12, 10), 10 * expert + number, np.float32)
+        for number, role in enumerate("ab")
+        for expert in range(4)
+    }
+    log: list[tuple[Shape, int]] = []
+    source = checkpoint(tmp_path / "hf", weights)
+    row = Row(RANK, ("a", "b"), tensor="x", split="out", experts=True, encoding=recording(1, log))
+
+    steps = steps_of(source, tensors, row, ranks=4, moe_ep=2)
+
+    assert [step.tensors[0].shape for step in steps] == [(2, 12, 10), (2, 12, 10)]
+    for group, step in enumerate(steps):
+        expected = [
+            np.split(weights[f"{role}.{expert}"], 2)[rank]
+            for rank in (0, 1)
+            for expert in (2 * group, 2 * group + 1)
+            for role in "ab"
+        ]
+        assert joined(source, step) == [
+            b"".join(part.tobytes() for part in expected[4 * rank : 4 * rank + 4]) + bytes([7, 9]) for rank in (0, 1)
+        ]
+    assert {part for _, part in log} == {0, 1, 2, 3}
+
+
+def test_what_an_encoder_knows_at_the_end_follows_all_rows(tmp_path: Path) -> None:
+    """The rest of a file's tensors comes once, after its last block."""
+    source = checkpoint(tmp_path / "hf", {"a": np.ones((12, 10), np.float32)})
+    with blocks_of(100):
+        row = Row(RANK, ("a",), tensor="a", split="out", encoding=recording(1, []))
+        (step,) = steps_of(source, [MATRIX], row, ranks=2)
+        found = assembled(source, step)
+
+    for blocks in found:
+        assert blocks[-2:] == [bytes([7]), bytes([9])]
+        assert sum(len(block) for block in blocks[:-2]) == 6 * 10 * 4
+
+
+@pytest.mark.parametrize("block_bytes", [1, 64, 4 << 20])
+@pytest.mark.parametrize("ranks", [5, 7, 12, 16])
+def test_shares_that_were_rounded_up_end_in_zeros(ranks: int, block_bytes: int, tmp_path: Path) -> None:
+    """All files have equal sizes; joined they are the matrix and zeros."""
+    weights = {"a": np.random.default_rng(0).normal(size=(12, 10)).astype(np.float32)}
+    source = checkpoint(tmp_path / "hf", weights)
+    with blocks_of(block_bytes):
+        row = Row(RANK, ("a",), tensor="a", split="out", uneven="pad")
+        (step,) = steps_of(source, [MATRIX], row, ranks=ranks)
+        found = joined(source, step)
+
+    share = -(-12 // ranks) * 10 * 4
+    assert [len(content) for content in found] == [share] * ranks
+    assert b"".join(found) == weights["a"].tobytes() + bytes(share * ranks - weights["a"].nbytes)
+
+
+def test_what_the_first_rank_has_is_zeros_on_the_others(tmp_path: Path) -> None:
+    """Split "first": a bias that the network adds on every rank."""
+    bias = np.arange(1, 13, dtype=np.float32)
+    source = checkpoint(tmp_path / "hf", {"c": bias})
+    (step,) = steps_of(source, [Tensor(("c",), "c", "n")], Row(RANK, ("c",), tensor="c", split="first"), ranks=3)
+
+    assert joined(source, step) == [bias.tobytes(), bytes(48), bytes(48)]
+
+
+@pytest.mark.parametrize("in_first", [False, True])
+@pytest.mark.parametrize("split", ["", "out", "in"])
+def test_operands_are_gathered_whole_for_each_rank(split: str, in_first: bool, tmp_path: Path) -> None:
+    """A tensor computed from others gets each operand's share in the row's orientation, parts joined by outputs."""
+    numbers = np.random.default_rng(1)
+    weights = {name: numbers.normal(size=(12, 10)).astype(np.float32) for name in "ab"}
+    source = checkpoint(tmp_path / "hf", weights)
+    given_: list[Array] = []
+
+    def keep(operands: Sequence[Array]) -> Array:
+        given_.append(operands[0].copy())
+        return operands[0]
+
+    row = Row(RANK, (), tensor="x", split=split, in_first=in_first, combine=Combine(keep, (("a", "b"),)))
+    (step,) = steps_of(source, TWO, row, ranks=2)
+    found = joined(source, step)
+
+    axis = {"": None, "out": 0, "in": 1}[split]
+    for rank in (0, 1):
+        parts = [weights[name] if axis is None else np.split(weights[name], 2, axis)[rank] for name in "ab"]
+        expected = np.concatenate(parts).T if in_first else np.concatenate(parts)
+        np.testing.assert_array_equal(given_[rank], expected)
+        assert found[rank] == np.ascontiguousarray(expected).tobytes()
+        assert step.tensors[0].shape == expected.shape
+
+
+def test_a_scalar_has_one_element_on_every_rank(tmp_path: Path) -> None:
+    """The result of a combination may be one number, whatever its operands' shapes."""
+    source = checkpoint(tmp_path / "hf", {"a": np.full((12, 10), 3, np.float32)})
+    combine = Combine(lambda operands: operands[0].max().reshape(1), (("a",),), scalar=True)
+    (step,) = steps_of(source, [MATRIX], Row(RANK, (), tensor="x", combine=combine), ranks=2)
+
+    assert step.tensors[0].shape == (1,)
+    assert joined(source, step) == [np.float32([3]).tobytes()] * 2
+
+
+def test_ranks_that_share_a_head_have_it_in_common(tmp_path: Path) -> None:
+    """4 heads on 12 ranks: rank r has the whole of head r // 3."""
+    weights = {"a": np.arange(12 * 10, dtype=np.float32).reshape(12, 10)}
+    source = checkpoint(tmp_path / "hf", weights)
+    row = Row(RANK, ("a",), tensor="a", split="out", uneven="replicate")
+
+    (step,) = steps_of(source, [Tensor(("a",), "a", "h d", "m")], row, ranks=12)
+
+    whole = weights["a"].reshape(4, 3, 10)
+    assert joined(source, step) == [whole[rank // 3].tobytes() for rank in range(12)]
+
+
+def test_an_encoders_complaint_names_the_tensor(tmp_path: Path) -> None:
+    """A ValueError becomes an error about the checkpoint, with the tensor and the type it was cast to."""
+
+    class Refusing(Recording):
+        def encode(self, block: Array, part: int) -> Array:
+            raise ValueError("a weight is infinite")
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name, dtype, shape),)
+
+    source = checkpoint(tmp_path / "hf", {"b": np.ones((12, 10), np.float32)})
+    encoding = Encoding("refusing", 1, lambda dtype, asides: Refusing([]), tensors)
+    (step,) = steps_of(source, TWO[1:], Row(RANK, ("b",), tensor="x", encoding=encoding), ranks=1, dtype=FP16)
+
+    with pytest.raises(CheckpointError, match="b: a weight is infinite, as fp16; expected finite weights"):
+        assembled(source, step)
