@@ -17,7 +17,7 @@ def verify(
         typer.Option(
             "--deep",
             envvar="LLMCOMPILE_DEEP",
-            help="Also run the artifact against the model on CPU; with --model, any FasterTransformer folder will do.",
+            help="Also run the artifact against the model on CPU; with --model, any vendor's folder will do.",
         ),
     ] = False,
     model: Annotated[
