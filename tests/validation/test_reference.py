@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmcompile.errors import CheckpointError, UnsupportedError
-from llmcompile.validation.reference import fixed_tokens, prompt_tokens, run_reference
+from llmcompile.validation.reference import embedding_tables, fixed_tokens, prompt_tokens, run_reference
 
 VOCAB = 44
 TEN = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -705,3 +705,106 @@ def test_prompt_beyond_the_models_vocabulary_says_so(tmp_path: Path) -> None:
 
     assert prompt_tokens(tmp_path, "w3 w12", 4).reason.endswith("gives id 12, but vocab_size is 10")
     assert prompt_tokens(tmp_path, "", 4).reason.endswith("gives no tokens for the prompt")
+
+
+def test_stored_as_is_told_each_parameter_with_its_module(tmp_path: Path, tokens: Tensor) -> None:
+    """It gets the name in the model, the values and the module that owns them, and what it returns is used."""
+    built(CAUSAL["llama"]).save_pretrained(tmp_path)
+    told: dict[str, str] = {}
+
+    def doubled(name: str, tensor: Tensor, module: torch.nn.Module) -> Tensor:
+        told[name] = type(module).__name__
+        return tensor * 2
+
+    found = streamed(tmp_path, tokens, stored_as=doubled)
+
+    assert set(told) == {name for name, _ in built(CAUSAL["llama"]).named_parameters()}
+    assert told["model.layers.1.mlp.up_proj.weight"] == "Linear"
+    assert told["model.embed_tokens.weight"] == "Embedding"
+    assert told["model.norm.weight"] == "LlamaRMSNorm"
+    rewritten(tmp_path, lambda tensors: {name: tensor * 2 for name, tensor in tensors.items()})
+    assert torch.equal(found, logits(tmp_path, tokens))
+
+
+def test_stored_as_is_told_rows_of_a_large_linear(tmp_path: Path, tokens: Tensor) -> None:
+    """Blocks of five rows are told one after the other, and give what whole matrices give."""
+    built(CAUSAL["llama"]).save_pretrained(tmp_path)
+    rows: list[int] = []
+
+    def rounded(name: str, tensor: Tensor, module: torch.nn.Module) -> Tensor:
+        if name == "lm_head.weight":
+            rows.append(len(tensor))
+        return tensor.half().float()
+
+    whole = streamed(tmp_path, tokens, stored_as=rounded)
+    blocks = streamed(tmp_path, tokens, stored_as=rounded, block_bytes=5 * 4 * 24)
+
+    assert rows == [VOCAB, *[5] * 8, 4]
+    assert torch.allclose(blocks, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
+
+
+def test_stored_as_follows_rounding(tmp_path: Path, tokens: Tensor) -> None:
+    """What it is told was rounded already."""
+    built(CAUSAL["gpt2"]).save_pretrained(tmp_path)
+    types = set()
+
+    def noted(name: str, tensor: Tensor, module: torch.nn.Module) -> Tensor:
+        types.add(tensor.dtype)
+        return tensor
+
+    found = streamed(tmp_path, tokens, stored_as=noted, rounded_to=torch.float16)
+
+    assert types == {torch.float16}
+    assert torch.equal(found, streamed(tmp_path, tokens, rounded_to=torch.float16))
+
+
+def test_prepare_changes_the_model_before_it_runs(tmp_path: Path, tokens: Tensor) -> None:
+    """Another epsilon in every norm, as if config.json had it."""
+    built(CAUSAL["llama"]).save_pretrained(tmp_path)
+
+    def coarser(model: torch.nn.Module) -> None:
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 0.5
+
+    found = streamed(tmp_path, tokens, prepare=coarser)
+
+    assert torch.equal(found, streamed(tmp_path, tokens, overrides={"rms_norm_eps": 0.5}))
+    assert not torch.equal(found, streamed(tmp_path, tokens))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "falcon"])
+def test_sdpa_gives_what_eager_gives(name: str, tmp_path: Path, tokens: Tensor) -> None:
+    """The other attention of transformers differs in the last bits at most."""
+    built(CAUSAL[name]).save_pretrained(tmp_path)
+
+    found, expected = streamed(tmp_path, tokens, attention="sdpa"), streamed(tmp_path, tokens)
+
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_tables_of_two_stacks_share_the_tokens(name: str, tmp_path: Path) -> None:
+    """T5 has one table of tokens and none of positions; BART one of tokens, and of positions one for each stack."""
+    built(SEQ2SEQ[name]).save_pretrained(tmp_path)
+
+    tables = embedding_tables(tmp_path, _Files(tmp_path), encoder_only=False)
+
+    assert [(table.kind, table.stack) for table in tables] == [("tokens", "")]
+
+
+def test_positions_of_two_stacks_are_told_apart(tmp_path: Path) -> None:
+    """BART's tables of positions, each without its first two rows."""
+    sizes = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 20}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": VOCAB}
+    widths = {"encoder_ffn_dim": 28, "decoder_ffn_dim": 28}
+    config = transformers.BartConfig(**sizes, **heads, **widths)
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
+
+    tables = embedding_tables(tmp_path, _Files(tmp_path), encoder_only=False)
+
+    positions = {table.stack: (table.stored, table.skip) for table in tables if table.kind == "positions"}
+    assert positions == {
+        "encoder": ("model.encoder.embed_positions.weight", 2),
+        "decoder": ("model.decoder.embed_positions.weight", 2),
+    }

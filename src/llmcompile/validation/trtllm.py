@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from llmcompile.errors import MismatchError, Problem, ToolchainError, collected
+from llmcompile.errors import MismatchError, OptionsError, Problem, ToolchainError, collected
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -163,7 +163,9 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         MismatchError: A tensor is missing, misshapen or unknown; config.json is about another model; an embedding or an
             activation scale is not the model's.
         CheckpointError: The model's weights do not fit its config.json.
+        OptionsError: The text to score on cannot be read, or is empty.
     """
+    _text(subject.eval_text)
     problems = check_checkpoint(subject.folder)
     if len(problems) == 0:
         problems = list(_contradictions(subject))
@@ -599,9 +601,26 @@ class _Likelihood:
         return math.exp(min(700.0, self._nats / max(1, self._tokens)))
 
 
+def _text(path: Path | None) -> str:
+    """The text to score on.
+
+    Raises:
+        OptionsError: The user's cannot be read, or there is nothing in it.
+    """
+    if path is None:
+        return SAMPLE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise OptionsError("--eval-text", f"{path}: {error}", "a text file in UTF-8", "check the path") from error
+    if text.strip() == "":
+        raise OptionsError("--eval-text", f"{path} is empty", "some sentences", "leave the flag out for a sample text")
+    return text
+
+
 def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor], str]:
     """What is fed and its name; a sentence where the text could not be."""
-    text = SAMPLE if subject.eval_text is None else subject.eval_text.read_text(encoding="utf-8")
+    text = _text(subject.eval_text)
     name = "a sample text" if subject.eval_text is None else subject.eval_text.name
     window = min(_WINDOW, subject.sizes.get("positions", _WINDOW))
     prompt = prompt_tokens(subject.checkpoint, text, window * _WINDOWS, trust_remote_code=oracle.trust_remote_code)
@@ -628,6 +647,15 @@ def _logits(path: Path) -> Any:
     except (OSError, ValueError) as error:
         lines = str(error).splitlines()
         raise ToolchainError(str(path), lines[0], "logits as .npy", "see the runtime's log above") from error
+
+
+def end_token(subject: Subject) -> int:
+    """The token an engine stops at; any will do where the model names none, since one token is generated."""
+    path = subject.checkpoint / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = content.get("eos_token_id")
+    found = found[0] if isinstance(found, list) and len(found) > 0 else found
+    return found if isinstance(found, int) else 0
 
 
 def engine_checks(

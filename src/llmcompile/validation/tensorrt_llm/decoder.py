@@ -343,9 +343,9 @@ def _gather_rows(file: RankFile, name: str, rows: Tensor) -> Tensor:
     height, width = file.info(name)[1]
     distinct, places = torch.unique(rows, return_inverse=True)
     found = torch.zeros(distinct.numel(), width)
-    for place, row in enumerate(distinct.tolist()):
-        if 0 <= row < height:
-            found[place] = file.rows(name, row, row + 1)[0]
+    held = [(place, row) for place, row in enumerate(distinct.tolist()) if 0 <= row < height]
+    for (place, _), values in zip(held, file.single_rows(name, [row for _, row in held]), strict=True):
+        found[place] = values
     return found[places]
 
 

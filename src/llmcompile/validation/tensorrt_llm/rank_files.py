@@ -111,6 +111,14 @@ class RankFile:
             tensor: Tensor = opened.get_slice(name)[start:stop]
         return tensor
 
+    def single_rows(self, name: str, rows: Sequence[int]) -> Iterator[Tensor]:
+        """Some rows of the first axis, each as stored; the file is opened once."""
+        self.info(name)
+        with safe_open(self.path, framework="pt", device="cpu") as opened:
+            entry = opened.get_slice(name)
+            for row in rows:
+                yield entry[row : row + 1][0]
+
     def row_blocks(self, name: str) -> Iterator[Tensor]:
         """All rows in order, as stored, in blocks of about 64 MiB."""
         dtype, shape = self.info(name)

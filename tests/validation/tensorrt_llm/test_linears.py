@@ -1,0 +1,102 @@
+"""Packed linears, laid out here step by step as the vendor's preprocessor does, read back as the floats they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llmcompile.errors import MismatchError
+from llmcompile.validation.tensorrt_llm.linears import Quantization, fake_quantized, load_linear, read_quantization
+from llmcompile.validation.tensorrt_llm.rank_files import RankFile
+
+INP, OUT = 128, 64
+ROWS = {
+    8: [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15],
+    4: [8 * c + 2 * a + r for a in range(4) for c in range(4) for r in range(2)],
+}
+WORDS = {8: [0, 2, 1, 3], 4: [0, 2, 4, 6, 1, 3, 5, 7]}
+
+
+def integers(bits: int) -> np.ndarray[Any, Any]:
+    """Signed values (in, out)."""
+    bound = 2 ** (bits - 1)
+    return np.random.default_rng(0).integers(-bound, bound, (INP, OUT))
+
+
+def laid_out(values: np.ndarray[Any, Any], bits: int) -> torch.Tensor:
+    """The five steps for SM 80: rows permuted, transposed, columns interleaved, words reordered, nibbles packed."""
+    block = np.array(ROWS[bits])
+    rows = np.concatenate([start + block for start in range(0, INP, len(block))])
+    columns = values[rows].T
+    group = 16 // bits
+    tiles = columns.reshape(OUT // group, group, INP // 64, 64).swapaxes(1, 2).reshape(-1)
+    offset = (tiles + 2 ** (bits - 1)).astype(np.uint8).reshape(-1, 32 // bits)[:, WORDS[bits]].reshape(-1)
+    packed = offset if bits == 8 else offset[0::2] | offset[1::2] << 4
+    return torch.from_numpy(packed.view(np.int8).reshape(INP, OUT * bits // 8).copy())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_written_integers_are_read_back(bits: int, tmp_path: Path) -> None:
+    """Integer times the scale of its output."""
+    values, scales = integers(bits), torch.rand(OUT).half()
+    tensors = {"mlp.fc.weight": laid_out(values, bits), "mlp.fc.per_channel_scale": scales}
+    save_file({f"transformer.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "rank0.safetensors")
+
+    found = load_linear(
+        RankFile(tmp_path / "rank0.safetensors"),
+        "transformer.mlp.fc",
+        out=OUT,
+        inp=INP,
+        dtype=torch.float16,
+        quantization=Quantization(algo=f"W{bits}A16"),
+        bias=False,
+        activations=False,
+        quantize=False,
+    )
+
+    assert torch.equal(found.weight, torch.from_numpy(values.T.copy()).float() * scales.float()[:, None])
+
+
+@pytest.mark.parametrize(("algo", "bits"), [("W8A16", 8), ("W4A16", 4)])
+def test_rounding_has_a_scale_for_each_output(algo: str, bits: int) -> None:
+    """Integers come from the float32 scale, halves away from zero; the scale is rounded to the type."""
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(1)).half()
+    bound = 2 ** (bits - 1)
+
+    found = fake_quantized(weight, algo, group_size=0, column_parts=1)
+
+    for row, values in enumerate(weight.float().numpy()):
+        scale = np.float32(np.abs(values).max() / bound)
+        whole = np.clip(np.sign(values) * np.floor(np.abs(values / scale) + 0.5), -bound, bound - 1)
+        np.testing.assert_array_equal(found[row].numpy(), (whole * np.float32(np.float16(scale))).astype(np.float32))
+
+
+def test_parts_of_a_row_parallel_linear_have_scales_of_their_own() -> None:
+    """Each rank quantizes its own columns."""
+    weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(2)).half()
+
+    found = fake_quantized(weight, "W8A16", group_size=0, column_parts=2)
+
+    halves = [fake_quantized(half, "W8A16", group_size=0, column_parts=1) for half in weight.chunk(2, 1)]
+    assert torch.equal(found, torch.cat(halves, 1))
+    assert not torch.equal(found, fake_quantized(weight, "W8A16", group_size=0, column_parts=1))
+
+
+@pytest.mark.parametrize(
+    ("block", "word"),
+    [
+        ({"quant_algo": "W5A16"}, "W5A16"),
+        ({"quant_algo": "W8A16", "bits": 8}, "bits"),
+        ({"quant_algo": "W4A16_GPTQ", "group_size": 0}, "group_size"),
+        ({"quant_algo": None, "clamp_val": [1]}, "clamp_val"),
+    ],
+)
+def test_a_quantization_block_nobody_knows_is_refused(block: dict[str, Any], word: str) -> None:
+    """Unknown recipes and keys, and values of the wrong type."""
+    with pytest.raises(MismatchError, match=word):
+        read_quantization({"quantization": block})
