@@ -390,6 +390,17 @@ class WorkDirectory:
         with self._lock:
             self.finished.pop(file, None)
 
+    def sweep(self) -> None:
+        """Remove what lies in the work directory and is not finished: the debris of steps that failed."""
+        kept = {self.path / file for file in self.finished} | {self.path / _JOURNAL}
+        with output_errors(self.path, 0):
+            for path in sorted(self.path.rglob("*"), reverse=True):
+                if path.is_dir() and not path.is_symlink():
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                elif path not in kept:
+                    path.unlink()
+
     def write_bytes(self, file: str, content: bytes) -> Written:
         """Write a small file at once and record it."""
         target = self.create(file, len(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -266,6 +267,148 @@ def test_an_sm80_layout_is_not_built_for_hopper(model: Path, run: Run, tmp_path:
     assert result.code == 6, result.err
     assert "sm80 layout" in result.err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("place", ["finished", "finished/checkpoint/engine", "."])
+def test_output_may_not_be_where_the_checkpoint_is(
+    place: str, finished: Path, python: Path, run: Run, tmp_path: Path
+) -> None:
+    """Equal, inside or around it, with --force or without: exit code 2 or 8, and every byte stays."""
+    before = {name: (finished / name).read_bytes() for name in files(finished)}
+    command = ("build", "trtllm", "--from-checkpoint", finished, "--toolchain-python", python, "--force")
+
+    result = run(*command, tmp_path / place)
+
+    assert result.code in (2, 8), result.err
+    assert {name: (finished / name).read_bytes() for name in files(finished)} == before
+
+
+def test_a_rejected_checkpoint_is_not_built(finished: Path, python: Path, run: Run, tmp_path: Path) -> None:
+    """A manifest that says the numbers are wrong: exit code 7."""
+    record = manifest(finished)
+    record["validation"]["passed"] = False  # type: ignore[index]
+    (finished / "llmcompile.json").write_text(json.dumps(record))
+
+    result = run("build", "trtllm", "--from-checkpoint", finished, "--toolchain-python", python, tmp_path / "out")
+
+    assert result.code == 7
+    assert "disagrees with the model" in result.err
+
+
+def test_a_checkpoint_that_was_never_validated_needs_a_model(
+    model: Path, python: Path, run: Run, tmp_path: Path
+) -> None:
+    """Its manifest proves bytes, not numbers: exit code 2, unless told --no-validate."""
+    made = tmp_path / "made"
+    assert run(*COMMAND, "--model", model, "--stop-after", "checkpoint", made).code == 0
+    command = ("build", "trtllm", "--from-checkpoint", made, "--toolchain-python", python, tmp_path / "out")
+
+    assert run(*command).code == 2
+    assert run(*command, "--no-validate").code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--tp", 8), "--tp"),
+        (("--pp", 4), "--pp"),
+        (("--use_parallel_embedding",), "--use-parallel-embedding"),
+        (("--moe_ep", 2, "--tp", 2), "--moe-tp, --moe-ep"),
+        (("--atol", 5), "--atol"),
+        (("--eval-text", "/nowhere"), "--eval-text"),
+        (("--allow-overflow",), "--allow-overflow"),
+    ],
+)
+def test_what_the_checkpoint_has_decided_cannot_be_asked(
+    flags: tuple[object, ...], named: str, finished: Path, python: Path, run: Run, tmp_path: Path
+) -> None:
+    """Exit code 2, by the flag's name."""
+    given = ("build", "trtllm", "--from-checkpoint", finished, "--toolchain-python", python)
+
+    result = run(*given, *flags, tmp_path / "out")
+
+    assert result.code == 2
+    assert f"error: {named}" in result.err
+
+
+def test_a_release_with_another_layout_is_refused(run: Run, python: Path, tmp_path: Path) -> None:
+    """Qwen2-MoE made for 0.13 has its shared expert elsewhere: exit code 4, and how to make it again."""
+    moe = models.save("qwen2_moe", tmp_path / "moe")
+    made = tmp_path / "made"
+    given = ("--trtllm-version", "0.13.0", "--stop-after", "checkpoint")
+    assert run("build", "trtllm", "--model", moe, *given, made).code == 0
+
+    result = run("build", "trtllm", "--from-checkpoint", made, "--toolchain-python", python, tmp_path / "out")
+
+    assert result.code == 4, result.err
+    assert "--trtllm-version 1.2.1" in result.err
+
+
+def test_debris_of_a_failed_build_is_not_published(
+    model: Path, python: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed with --stop-after checkpoint, OUTPUT has no trace of the engine that was begun."""
+    output = tmp_path / "out"
+    monkeypatch.setenv("TRTLLM_STANDIN", "half")
+    command = (*COMMAND, "--model", model, "--tp", 2)
+    assert run(*command, "--toolchain-python", python, output).code == 6
+
+    result = run(*command, "--stop-after", "checkpoint", "--resume", output)
+
+    assert result.code == 0, result.err
+    assert not any(name.startswith((".building", "engine", "model.cache")) for name in files(output))
+    assert run("verify", output).code == 0
+
+
+def test_an_engine_of_an_earlier_run_is_forgotten(
+    model: Path, python: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the engine was noted: what the next build does not make again is not listed."""
+    output = tmp_path / "out"
+    monkeypatch.setenv("TRTLLM_STANDIN", "fail")
+    command = (*COMMAND, "--model", model, "--toolchain-python", python, output)
+    assert run(*command).code == 6
+    work = tmp_path / "out.partial"
+    stale = work / "engine" / "rank0_managed_weights.safetensors"
+    stale.write_bytes(b"stale")
+    with (work / ".journal").open("a") as journal:
+        digest = hashlib.sha256(b"stale").hexdigest()
+        journal.write(json.dumps({"file": str(stale.relative_to(work)), "bytes": 5, "sha256": digest}) + "\n")
+    monkeypatch.delenv("TRTLLM_STANDIN")
+
+    result = run(*command, "--resume")
+
+    assert result.code == 0, result.err
+    assert "engine/rank0_managed_weights.safetensors" not in files(output)
+    assert run("verify", output).code == 0
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")])
+def test_a_text_that_cannot_be_scored_is_refused_before_any_work(
+    content: bytes | None, reason: str, model: Path, run: Run, tmp_path: Path
+) -> None:
+    """--eval-text is read first: exit code 2, nothing written."""
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    given = ("--quantization", "w8a16", "--stop-after", "checkpoint", "--eval-text", text)
+
+    result = run("build", "trtllm", "--model", model, *given, tmp_path / "out")
+
+    assert result.code == 2, result.err
+    assert reason in result.err
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_text_is_of_no_use_without_a_recipe(model: Path, run: Run, tmp_path: Path) -> None:
+    """Nothing is scored where nothing is quantized: exit code 2."""
+    (tmp_path / "text.txt").write_text("some words")
+    given = ("--stop-after", "checkpoint", "--eval-text", tmp_path / "text.txt")
+
+    result = run("build", "trtllm", "--model", model, *given, tmp_path / "out")
+
+    assert result.code == 2
+    assert "not quantized" in result.err
 
 
 def test_a_missing_rank_file_is_named(finished: Path, python: Path, run: Run, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import models
+
 if TYPE_CHECKING:
     from conftest import Run
 
@@ -344,3 +346,15 @@ def test_a_folder_that_may_not_be_written_is_refused(run: Run, tmp_path: Path) -
     result = run("partition", "ft", "--model", MODEL, "--no-validate", parent / "out")
 
     assert (result.code, "not writable" in result.err) == (8, True)
+
+
+def test_more_experts_than_tensors_are_refused_at_once(run: Run, tmp_path: Path) -> None:
+    """A billion experts in config.json: exit code 3, without looping over them."""
+    model = models.save("mixtral", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"num_local_experts": 10**9}
+    (model / "config.json").write_text(json.dumps(config))
+
+    result = run("build", "trtllm", "--model", model, "--stop-after", "checkpoint", tmp_path / "out")
+
+    assert result.code == 3
+    assert "experts: 1000000000" in result.err

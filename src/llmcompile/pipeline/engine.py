@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,13 @@ def find(options: Options, layout: Layout) -> Toolchain | None:
     """
     if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
         return None
+    return _found(options, replace(contents(layout), wo_layout=options.wo_layout))
+
+
+def contents(layout: Layout) -> Contents:
+    """What a checkpoint that is not written yet will demand."""
     text = next(text for name, text in layout.texts.items() if name in ("config.json", "decoder/config.json"))
-    return _found(options, toolchain.contents_of(json.loads(text), integers=options.wo_layout == "sm80"))
+    return toolchain.contents_of(json.loads(text), integers=False)
 
 
 def _found(options: TrtllmOptions, contents: Contents) -> Toolchain:
@@ -100,9 +106,7 @@ def build(
     assert isinstance(options, TrtllmOptions)
     source = work.path / FOLDER if checkpoint is None else checkpoint
     target, scratch = work.path / ENGINE, work.path / _SCRATCH
-    if target.exists():
-        # A run that was stopped while building left it in our own work directory; engines are not resumed.
-        shutil.rmtree(target)
+    discard(work)
     target.mkdir()
     scratch.mkdir(exist_ok=True)
     toolchain.build_engine(found, options, checkpoint=source, output=target, folder=scratch, on_line=view.building)
@@ -128,6 +132,17 @@ def build(
         bytes=sum(fact.size_bytes for fact in facts),
         flags=tuple(f"{name} {value}".strip() for name, value in options.engine),
     )
+
+
+def discard(work: WorkDirectory) -> None:
+    """Remove the engine that an earlier run began in our own work directory: engines are not resumed.
+
+    The builder's folder stays, since the next attempt begins with its timing cache.
+    """
+    if (work.path / ENGINE).exists():
+        shutil.rmtree(work.path / ENGINE)
+    for file in [file for file in work.finished if file == toolchain.CACHE or file.startswith(f"{ENGINE}/")]:
+        work.forget(file)
 
 
 @contextmanager

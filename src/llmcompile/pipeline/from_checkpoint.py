@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from llmcompile.errors import (
     MismatchError,
     OptionsError,
     OutputError,
+    ResourceError,
     ToolchainError,
+    UnsupportedError,
     collected,
 )
-from llmcompile.exporters.trtllm import toolchain
+from llmcompile.exporters.trtllm import toolchain, versions
 from llmcompile.exporters.trtllm.layout import FOLDER
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
@@ -93,15 +96,10 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
             check_writable(build.output)
     except OutputError as error:
         errors.append(error)
-    if options.build.validate and model is None and manifest is None:
-        errors.append(
-            OptionsError(
-                "--from-checkpoint",
-                f"{checkpoint} has no manifest, and no --model was given to validate it against",
-                "one of them",
-                "add --model DIR|HUB_ID, or --no-validate",
-            )
-        )
+    errors += _contradictions(options, checkpoint, config, manifest, model)
+    shortage = _disk_shortage(options, checkpoint)
+    if shortage is not None:
+        errors.append(shortage)
     return Start(
         options=options,
         checkpoint=checkpoint,
@@ -113,6 +111,65 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
         auxiliary=_auxiliary(checkpoint, manifest, model),
         toolchain=found,
         errors=tuple(errors),
+    )
+
+
+def _contradictions(
+    options: TrtllmOptions,
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    manifest: records.Manifest | None,
+    model: Checkpoint | None,
+) -> Iterator[LlmCompileError]:
+    """Options that the checkpoint contradicts, and what is not known of it."""
+    root = checkpoint if manifest is None else checkpoint.parent
+    here, there = Path(os.path.realpath(options.build.output)), Path(os.path.realpath(root))
+    if here == there or here.is_relative_to(there) or there.is_relative_to(here):
+        yield OptionsError(
+            "OUTPUT", f"{options.build.output} is in the way of {root}", "another folder", "choose another OUTPUT"
+        )
+    mapping = config.get("mapping")
+    for flag, asked, key in (("--tp", options.tp, "tp_size"), ("--pp", options.pp, "pp_size")):
+        has = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
+        if asked not in (1, has):
+            yield OptionsError(flag, f"{asked} for a checkpoint of {has}", str(has), f"drop {flag}")
+    validation = None if manifest is None else manifest.validation
+    if validation is not None and not validation.passed:
+        yield MismatchError(
+            str(checkpoint.parent),
+            "its manifest says that it disagrees with the model",
+            "a checkpoint that passed validation",
+            "convert the model again",
+        )
+    if options.build.validate and model is None and validation is None:
+        found = "no manifest" if manifest is None else "a manifest without validation"
+        yield OptionsError(
+            "--from-checkpoint",
+            f"{checkpoint} has {found}, and no --model was given to validate it against",
+            "one of them",
+            "add --model DIR|HUB_ID, or --no-validate",
+        )
+    against = (("--eval-text", options.eval_text), ("--atol", options.build.atol), ("--rtol", options.build.rtol))
+    for name, value in against:
+        if value is not None and model is None:
+            yield OptionsError(name, "without a model to compare with", "--model", "add --model DIR|HUB_ID, or drop it")
+    made_for = None if manifest is None else manifest.options.get("trtllm_version")
+    quantization = config.get("quantization")
+    algorithm = quantization.get("quant_algo") if isinstance(quantization, Mapping) else None
+    if isinstance(made_for, str):
+        problem = versions.check_portable(str(config.get("architecture")), algorithm, made_for, options.trtllm_version)
+        if problem is not None:
+            yield collected(UnsupportedError, [problem])
+
+
+def _disk_shortage(options: TrtllmOptions, checkpoint: Path) -> ResourceError | None:
+    """Why the disk will not do: an engine takes about what its weights take."""
+    needed = sum(path.stat().st_size for path in checkpoint.rglob("*.safetensors"))
+    free = environment.free_disk(options.build.output.absolute().parent)
+    if needed <= free:
+        return None
+    return ResourceError(
+        "disk", f"about {needed} bytes needed, {free} bytes free", "", "make room, or choose an OUTPUT on another disk"
     )
 
 
@@ -193,6 +250,7 @@ def build_from(start: Start, view: View, report: Report) -> None:
                 validated = validating.of_engine(options, start.toolchain, subject, built, work.path, view, validated)
         for name, path in start.auxiliary.items():
             work.write_bytes(name, path.read_bytes())
+        work.sweep()
         manifest = _manifest(start, work, None if validated is None else validated.record, built)
         work.write_bytes(MANIFEST, records.to_bytes(manifest))
         report.manifest = manifest

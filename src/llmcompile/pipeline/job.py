@@ -21,6 +21,7 @@ from llmcompile.dtypes import BY_NAME, FP16, DType
 from llmcompile.errors import (
     CheckpointError,
     LlmCompileError,
+    OptionsError,
     OutputError,
     PlanError,
     Problem,
@@ -30,6 +31,7 @@ from llmcompile.errors import (
     collected,
 )
 from llmcompile.exporters.backends import BACKENDS, Options
+from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.spec import Layout
 from llmcompile.packaging import manifest as records
@@ -186,6 +188,7 @@ def prepare(options: Options, report: Report) -> Job:
         )
         resources = _resources(build, checkpoint, plan, engine.disk_bytes(options, plan.output_bytes))
     errors = list(_obstacles(build, layout, plan, resources))
+    errors += _text_errors(options, layout)
     toolchain = None
     if len(layout.refusals) == 0:
         with report.stage("toolchain"):
@@ -207,6 +210,21 @@ def prepare(options: Options, report: Report) -> Job:
     )
 
 
+def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
+    """Why --eval-text cannot be scored: said before any work."""
+    if isinstance(options, FtOptions) or options.eval_text is None or len(layout.refusals) > 0:
+        return
+    if engine.contents(layout).recipe is None:
+        found = "given for a checkpoint that is not quantized, which is compared number by number"
+        yield OptionsError("--eval-text", found, "--quantization", "drop --eval-text")
+    try:
+        if options.eval_text.read_text(encoding="utf-8").strip() == "":
+            yield OptionsError("--eval-text", f"{options.eval_text} is empty", "a text", "choose another file")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        yield OptionsError("--eval-text", f"{options.eval_text}: {reason}", "a text in UTF-8", "choose another file")
+
+
 def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
     """The model's headers; for a dry run without downloading its weights, where that is possible."""
     peeked = peek(build.model, revision=build.revision, token=build.token) if build.dry_run else None
@@ -219,12 +237,18 @@ def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
 
 
 def _refuse_impossible_sizes(dims: Dims, checkpoint: Checkpoint) -> None:
-    """A size below one, or more layers than there are tensors, is refused before anything loops over it."""
+    """A size below one, or more layers or experts than there are tensors, is refused before anything loops over it."""
     tensors = len(checkpoint.tensors)
+    most = dict.fromkeys(dims.sizes, 2**40)
+    most |= {axis: tensors for axis in ("layers", "decoder_layers") if axis in most}
+    if "experts" in most:
+        most["experts"] = max(1, tensors // max(1, dims.sizes["layers"]))
     problems = [
-        Problem(f"config.json: {axis}", str(size), f"1 to {most}", "check that config.json belongs to these weights")
+        Problem(
+            f"config.json: {axis}", str(size), f"1 to {most[axis]}", "check that config.json belongs to these weights"
+        )
         for axis, size in dims.sizes.items()
-        if not 1 <= size <= (most := tensors if axis in ("layers", "decoder_layers") else 2**40)
+        if not 1 <= size <= most[axis]
     ]
     if len(problems) > 0:
         raise collected(CheckpointError, problems)

@@ -58,6 +58,9 @@ def build(job: Job, view: View, report: Report) -> None:
                     )
             if validation is None or validation.record.passed:
                 engine.leave_out_checkpoint(job.options, work)
+        if built is None:
+            engine.discard(work)
+        work.sweep()
         manifest = _manifest(job, work, streamed, validation, built)
         if validation is not None and not validation.record.passed:
             work.write_bytes(MANIFEST, records.to_bytes(manifest))

@@ -302,6 +302,12 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
             ("--dtype", options.dtype is not None),
             ("--kv-cache", options.kv_cache is not None),
             ("--max-position-embeddings", options.max_position_embeddings is not None),
+            ("--group-size", options.group_size != TrtllmOptions.group_size),
+            ("--use-parallel-embedding", options.use_parallel_embedding),
+            ("--embedding-sharding-dim", options.embedding_sharding_dim != TrtllmOptions.embedding_sharding_dim),
+            ("--use-embedding-sharing", options.use_embedding_sharing),
+            ("--moe-tp, --moe-ep", options.moe_tp is not None or options.moe_ep is not None),
+            ("--allow-overflow", options.build.allow_overflow),
         )
         for flag, given in decided:
             if given:

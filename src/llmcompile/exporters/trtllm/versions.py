@@ -430,6 +430,39 @@ def recipe_of(algorithm: object) -> str | None:
     return next((name for name, recipe in RECIPES.items() if recipe.algorithm == algorithm), None)
 
 
+SHARED_EXPERT_MOVED: Release = (0, 16)
+"""First release whose Qwen2-MoE keeps the shared expert under `mlp.`.
+
+0.15.0.dev2024111200 does not yet, 0.16.0.dev2024121000 does: tensorrt_llm/models/qwen/model.py.
+"""
+META_RECIPE: Release = (0, 15)
+"""First release with the key `use_meta_recipe`, without which it quantizes every linear layer."""
+
+
+def check_portable(architecture: str, algorithm: str | None, made_for: str, target: str) -> Problem | None:
+    """Why a checkpoint made for one release does not load in another; None where it does, as most do.
+
+    Args:
+        architecture: By its name in config.json.
+        algorithm: Its quant_algo.
+        made_for: The release it was made for.
+        target: The release that shall build it.
+    """
+    borders = (
+        (architecture == "Qwen2MoeForCausalLM", SHARED_EXPERT_MOVED, "its shared expert has another place"),
+        (algorithm == "FP8_PER_CHANNEL_PER_TOKEN", META_RECIPE, "config.json has another key for the recipe"),
+    )
+    before, after = release_of(made_for), release_of(target)
+    assert after is not None
+    for concerned, border, why in borders:
+        if concerned and before is not None and (before < border) is not (after < border):
+            found = f"made for TensorRT-LLM {made_for}: {why} from {text_of(border)} on"
+            return Problem(
+                "checkpoint", found, f"one for {target}", f"convert the model again with --trtllm-version {target}"
+            )
+    return None
+
+
 def check_layers(layers: int, pp: int, version: str) -> Problem | None:
     """Why `layers` cannot be split into `pp` stages; older releases drop the remainder without a word."""
     release = release_of(version)
