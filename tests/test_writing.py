@@ -313,6 +313,21 @@ def test_publishing_renames_the_work_directory(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"out/2-gpu/x.bin": b"x"}
 
 
+def test_sweeping_leaves_what_is_finished(tmp_path: Path) -> None:
+    """Debris goes, with folders that held nothing else and links, not what they point to; finished files stay."""
+    (tmp_path / "elsewhere").write_bytes(b"mine")
+    with work_directory(tmp_path / "out") as work:
+        work.write_bytes("2-gpu/x.bin", b"x")
+        (work.path / "engine").mkdir()
+        (work.path / "engine" / "rank0.engine").write_bytes(b"half")
+        (work.path / "2-gpu" / "y.bin.part").write_bytes(b"torn")
+        (work.path / "link").symlink_to(tmp_path / "elsewhere")
+        work.sweep()
+        work.publish()
+
+    assert tree(tmp_path) == {"elsewhere": b"mine", "out/2-gpu/x.bin": b"x"}
+
+
 def test_publishing_keeps_the_directory_itself(tmp_path: Path) -> None:
     """Nothing is copied: the output is the same inode the work directory was."""
     with work_directory(tmp_path / "out") as work:

@@ -241,3 +241,24 @@ def test_recipes_are_found_by_their_algorithm() -> None:
         name: name for name in versions.RECIPES
     }
     assert versions.recipe_of("NVFP4") is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "algorithm", "made_for", "target", "moves"),
+    [
+        ("LlamaForCausalLM", None, "0.9.0", "1.2.1", False),
+        ("Qwen2MoeForCausalLM", None, "0.15.0", "0.16.0", True),
+        ("Qwen2MoeForCausalLM", None, "0.16.0", "1.2.1", False),
+        ("Qwen2MoeForCausalLM", "W8A16", "1.2.1", "0.13.0", True),
+        ("LlamaForCausalLM", "FP8_PER_CHANNEL_PER_TOKEN", "0.14.0", "0.15.0", True),
+        ("LlamaForCausalLM", "FP8", "0.14.0", "0.15.0", False),
+    ],
+)
+def test_a_checkpoint_of_another_release_loads_but_for_two_borders(
+    architecture: str, algorithm: str | None, made_for: str, target: str, moves: bool
+) -> None:
+    """Where Qwen2-MoE keeps its shared expert, and what rowwise FP8 is told by."""
+    problem = versions.check_portable(architecture, algorithm, made_for, target)
+
+    assert (problem is not None) is moves
+    assert problem is None or target in problem.hint
