@@ -48,6 +48,29 @@ _SHARED = (
     "--weight_only_precision",
 )
 """Flags of trtllm-build whose name is an option of ours, or of convert_checkpoint.py, with its own meaning."""
+_COMMON = (
+    "--max_batch_size",
+    "--max_input_len",
+    "--max_seq_len",
+    "--max_num_tokens",
+    "--opt_num_tokens",
+    "--max_beam_width",
+    "--max_encoder_input_len",
+    "--gemm_plugin",
+    "--gpt_attention_plugin",
+    "--kv_cache_type",
+    "--context_fmha",
+    "--remove_input_padding",
+    "--use_paged_context_fmha",
+    "--use_fused_mlp",
+    "--multiple_profiles",
+    "--gather_context_logits",
+    "--weight_streaming",
+    "--strip_plan",
+    "--fast_build",
+    "--log_level",
+)
+"""Flags that --help shows; all of them would be a wall of text, and take longer to draw than everything else."""
 _METAVARS = {
     versions.INTEGER: "INTEGER",
     versions.TEXT: "TEXT",
@@ -72,7 +95,7 @@ def _engine_parameters() -> Iterator[inspect.Parameter]:
             parser=None if switch else _parser(name, history),
             metavar=None if switch else _METAVARS[history[-1].kind],
             help=_help(history),
-            hidden=name in OURS or history[-1].last is not None,
+            hidden=name not in _COMMON,
             rich_help_panel=params.ENGINE,
         )
         yield inspect.Parameter(
@@ -202,7 +225,10 @@ def _refuse_words(output: Path, words: list[str]) -> None:
     )
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Every other flag of trtllm-build 0.8 to 1.2 is taken as well, or refused by name: docs/cli.md lists them.",
+)
 @_with_engine_flags
 def trtllm(
     context: typer.Context,

@@ -719,11 +719,9 @@ def _next_rows(job: Job, manifest: Manifest) -> Iterator[tuple[str, str]]:
     if job.options.backend != "trtllm" or manifest.engine is not None:
         yield "next", f"llmcompile verify {shlex.quote(output)}"
         return
-    given = (
-        ""
-        if job.options.trtllm_version == type(job.options).trtllm_version
-        else (f" --trtllm-version {job.options.trtllm_version}")
-    )
+    given = "" if manifest.validation is not None else " --no-validate"
+    if job.options.trtllm_version != type(job.options).trtllm_version:
+        given += f" --trtllm-version {job.options.trtllm_version}"
     folder, engine = shlex.quote(output), shlex.quote(f"{output.rstrip('/')}-engine")
     yield "next", f"on the GPU host: llmcompile build trtllm{given} --from-checkpoint {folder} {engine}"
     if "config.json" in job.layout.texts:

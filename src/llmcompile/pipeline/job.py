@@ -305,7 +305,7 @@ def _obstacles(build: BuildOptions, layout: Layout, plan: Plan, resources: Resou
     """Everything that stands in the way, worst first."""
     if len(layout.refusals) > 0:
         yield collected(UnsupportedError, layout.refusals)
-    elif len(plan.problems) > 0:
+    if len(plan.problems) > 0 and len(layout.rows) > 0:
         yield collected(PlanError, plan.problems)
     shortages = list(_shortages(build, resources))
     if len(shortages) > 0:
