@@ -5,8 +5,10 @@ bin=$1
 out=$2
 mkdir -p "$out"
 
+if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold='' plain=''; fi
+
 run() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    printf '\n%s$ %s%s\n' "$bold" "$*" "$plain"
     program=$1
     shift
     "$bin/$program" "$@"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,11 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from llmcompile.architectures.spec import Architecture, Dims, Tensor
-from llmcompile.assembly import assemble
+from llmcompile.architectures.spec import Architecture, Assumed, Dims, Tensor
+from llmcompile.assembly import assemble, check_ignored
 from llmcompile.checkpoint.folder import open_checkpoint
 from llmcompile.checkpoint.reader import Reader
-from llmcompile.dtypes import FP16, FP32, INT8, DType, Shape
+from llmcompile.dtypes import BF16, FP16, FP32, INT8, DType, Shape
 from llmcompile.errors import CheckpointError
 from llmcompile.plan import Combine, Encoding, Row, Step, TensorSpec, make_plan
 
@@ -254,6 +255,131 @@ def test_ranks_that_share_a_head_have_it_in_common(tmp_path: Path) -> None:
 
     whole = weights["a"].reshape(4, 3, 10)
     assert joined(source, step) == [whole[rank // 3].tobytes() for rank in range(12)]
+
+
+BITS = {FP32: np.dtype(np.float32), FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
+
+
+@pytest.mark.parametrize("kind", BITS, ids=lambda dtype: dtype.name)
+def test_operands_are_float32_whatever_they_are_stored_as(kind: DType, tmp_path: Path) -> None:
+    """A combination computes with the values of a bf16 tensor, not with its bits."""
+    values = np.random.default_rng(2).normal(size=(12, 10)).astype(BITS[kind])
+    source = checkpoint(tmp_path / "hf", {"a": values})
+    given_: list[Array] = []
+
+    def keep(operands: Sequence[Array]) -> Array:
+        given_.append(operands[0].copy())
+        return operands[0]
+
+    (step,) = steps_of(source, [MATRIX], Row(RANK, (), tensor="x", combine=Combine(keep, (("a",),))), ranks=1)
+    assembled(source, step)
+
+    assert given_[0].dtype == np.float32
+    np.testing.assert_array_equal(given_[0], values.astype(np.float32))
+
+
+def test_integer_operands_stay_integers(tmp_path: Path) -> None:
+    """Packed integers are handed over as they are stored."""
+    values = np.random.default_rng(2).integers(-(2**31), 2**31, (12, 10), np.int32)
+    source = checkpoint(tmp_path / "hf", {"a": values})
+    combine = Combine(lambda operands: operands[0].view(np.float32), (("a",),))
+    tensors = [Tensor(("a",), "a", "n", "m", kind="int32")]
+
+    (step,) = steps_of(source, tensors, Row(RANK, (), tensor="x", combine=combine), ranks=1)
+
+    assert joined(source, step) == [values.tobytes()]
+
+
+@pytest.mark.parametrize("kind", BITS, ids=lambda dtype: dtype.name)
+def test_asides_are_float32_whatever_they_are_stored_as(kind: DType, tmp_path: Path) -> None:
+    """An encoder gets the values of its scales, not their bits."""
+    given_: list[Array] = []
+
+    def start(dtype: DType, asides: Sequence[Array]) -> Recording:
+        given_.extend(asides)
+        return Recording([])
+
+    encoding = Encoding("keeping", 1, start, recording(1, []).tensors)
+    source = checkpoint(tmp_path / "hf", {"a": np.ones((12, 10), np.float32), "s": np.array([1.5], BITS[kind])})
+    row = Row(RANK, ("a",), tensor="x", encoding=encoding, asides=("s",))
+    (step,) = steps_of(source, [MATRIX, Tensor(("s",), "s", "1")], row, ranks=1)
+
+    assembled(source, step)
+
+    assert given_[0].dtype == np.float32
+    assert given_[0].tolist() == [1.5]
+
+
+ASSUMING = Architecture(
+    "tiny",
+    (),
+    (),
+    ("model.",),
+    (),
+    lambda _: Dims({}, {}),
+    {},
+    (Assumed("*.bias", "zeros", "no way on"), Assumed("*.g_idx", "i // 4", "quantize it again", 4)),
+)
+ORDER = np.arange(40, dtype=np.int32) // 4
+
+
+def looked_at(folder: Path, weights: Weights) -> None:
+    """Hold a checkpoint's tensors against what is assumed of them."""
+    opened = open_checkpoint(checkpoint(folder, weights))
+    with Reader(opened.files) as reader:
+        check_ignored(ASSUMING, opened.tensors, reader)
+
+
+@pytest.mark.parametrize("block_bytes", [4, 64, 4 << 20])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"model.a.bias": np.zeros(40, np.float16)},
+        {"a.bias": np.full((3, 5), -0.0, np.float32)},
+        {"a.bias": np.zeros(9, ml_dtypes.bfloat16)},
+        {"a.bias": np.zeros(9, np.int32)},
+        {"a.bias": np.zeros(0, np.float32)},
+        {"model.a.g_idx": ORDER},
+        {"a.g_idx": ORDER.astype(np.int64)},
+        {"a.other": np.ones(9, np.float32)},
+    ],
+    ids=lambda weights: "-".join(f"{name}-{array.dtype}" for name, array in weights.items()),
+)
+def test_ignored_tensors_that_hold_what_is_assumed_pass(weights: Weights, block_bytes: int, tmp_path: Path) -> None:
+    """Zeros of any type and shape, groups in order, and anything of a tensor that nothing is assumed of."""
+    with blocks_of(block_bytes):
+        looked_at(tmp_path / "hf", weights)
+
+
+@pytest.mark.parametrize("block_bytes", [4, 64, 4 << 20])
+@pytest.mark.parametrize(
+    ("name", "values", "found"),
+    [
+        ("a.bias", np.eye(1, 40, 33, dtype=np.float32)[0], "1.0 at element 33; expected 0: zeros"),
+        ("model.a.bias", np.full((2, 3), np.nan, np.float32), "nan at element 0; expected 0: zeros"),
+        ("a.bias", np.eye(2, 3, 1, dtype=ml_dtypes.bfloat16), "1.0 at element 1; expected 0: zeros"),
+        ("a.g_idx", ORDER[::-1].copy(), "9 at element 0; expected 0: i // 4"),
+        ("a.g_idx", np.r_[ORDER[:39], np.int32(3)].astype(np.int32), "3 at element 39; expected 9: i // 4"),
+        ("a.g_idx", ORDER.astype(np.float32), "fp32 of shape 40; expected a vector of whole numbers"),
+        ("a.g_idx", ORDER.reshape(4, 10), "int32 of shape 4 x 10; expected a vector of whole numbers"),
+    ],
+)
+def test_ignored_tensors_that_hold_something_else_are_named(
+    name: str, values: Array, found: str, block_bytes: int, tmp_path: Path
+) -> None:
+    """The first element that is not as assumed, in whichever block it lies."""
+    with blocks_of(block_bytes), pytest.raises(CheckpointError) as caught:
+        looked_at(tmp_path / "hf", {name: values})
+
+    assert str(caught.value) == f"{name}: {found}"
+
+
+def test_every_ignored_tensor_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    """One problem for each, in the order of the checkpoint."""
+    with pytest.raises(CheckpointError) as caught:
+        looked_at(tmp_path / "hf", {f"{name}.bias": np.ones(3, np.float32) for name in "abc"})
+
+    assert [problem.subject for problem in caught.value.problems] == ["a.bias", "b.bias", "c.bias"]
 
 
 def test_an_encoders_complaint_names_the_tensor(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 As a program (`install` writes one that calls `main`) it takes the flags recorded in
 tests/golden/trtllm_build/<release>.txt and no others, checks that the checkpoint is whole, logs as the builder does and
-writes the engine folder's layout. TRTLLM_STANDIN says what goes wrong: fail, hang, die, half (one rank is not written)
-or empty (no bytes). TRTLLM_STANDIN_LOG is a folder that is told how the program was called.
+writes the engine folder's layout. TRTLLM_STANDIN says what goes wrong: fail, hang, babble (one long line), die, half
+(one rank is not written) or empty (no bytes). TRTLLM_STANDIN_LOG is a folder that is told how the program was called.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def misbehave() -> None:
         (Path.cwd() / "pids").write_text(f"{os.getpid()} {child.pid}")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(300)
+    if how == "babble":
+        sys.stdout.write("x" * 3_000_000)
+        raise SystemExit(1)
     if how == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmcompile.architectures.spec import Architecture, Assumed
+from llmcompile.checkpoint.headers import Stored
 from llmcompile.checkpoint.reader import Reader
-from llmcompile.dtypes import FP32, DType
-from llmcompile.errors import CheckpointError
+from llmcompile.dtypes import FP32, DType, count
+from llmcompile.errors import CheckpointError, Problem, collected
 from llmcompile.plan import (
     BLOCK_BYTES,
+    Combine,
     Compute,
     Encoder,
     Piece,
@@ -30,7 +33,7 @@ from llmcompile.plan import (
     share_shape,
     spans,
 )
-from llmcompile.transforms import Array, cast, copy_strided, from_float32, overflows
+from llmcompile.transforms import Array, cast, copy_strided, from_float32, overflows, to_float32
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,26 @@ def _encoders(step: Step, reader: Reader) -> list[Encoder]:
     encoding = step.row.encoding
     if encoding is None:
         return []
-    asides = [reader.read(piece.stored) for piece in step.asides]
+    asides = [_values(piece, reader.read(piece.stored), encoding.fault) for piece in step.asides]
     return [encoding.start(step.dtype, asides) for _ in step.files]
+
+
+def _values(piece: Piece, bits: Array, fault: Callable[[Array], str]) -> Array:
+    """What is computed with: floats as float32, whatever they are stored as; integers as they are.
+
+    Raises:
+        CheckpointError: `fault` finds something wrong with them.
+    """
+    values = to_float32(bits, piece.stored.dtype) if piece.stored.dtype.is_float else bits
+    wrong = fault(values)
+    if wrong != "":
+        raise CheckpointError(
+            piece.stored.name,
+            wrong,
+            "finite numbers above 0",
+            "get the checkpoint again, or start from the unquantized one",
+        )
+    return values
 
 
 def _encoded(step: Step, encoder: Encoder, block: memoryview, part: int) -> memoryview:
@@ -165,18 +186,26 @@ def _encoded(step: Step, encoder: Encoder, block: memoryview, part: int) -> memo
 
 
 def _combined(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[tuple[int, memoryview]]:
-    """Small tensors computed from others: each operand is gathered whole, as stored, for every rank."""
+    """Small tensors computed from others: each operand is gathered whole for every rank."""
     combine = step.row.combine
     assert combine is not None
     for rank in range(len(step.files)):
-        operands = [_gathered(step, pieces, rank, reader) for pieces in step.operands]
-        yield rank, _bytes(combine.function(operands).astype(step.dtype.bits, copy=False))
+        operands = [_gathered(step, combine, pieces, rank, reader) for pieces in step.operands]
+        bits = combine.function(operands).astype(step.dtype.bits, copy=False)
+        if bits.shape == operands[0].shape and operands[0].dtype == np.float32:
+            elements = overflows(operands[0], FP32, bits, step.dtype)
+            if elements > 0:
+                overflowed[step.operands[0][0].stored.name] += elements
+        yield rank, _bytes(bits)
 
 
-def _gathered(step: Step, pieces: tuple[Piece, ...], rank: int, reader: Reader) -> Array:
-    """One rank's share of an operand in the orientation of the row, joined along the output axis, as stored bits."""
+def _gathered(step: Step, combine: Combine, pieces: tuple[Piece, ...], rank: int, reader: Reader) -> Array:
+    """One rank's share of an operand in the orientation of the row, joined along the output axis, as `_values`."""
     views = _read(pieces, [(0, piece.size(leading_axis(piece))) for piece in pieces], reader)
-    shares = [_share(step, piece, view, 0, rank) for piece, view in zip(pieces, views, strict=True)]
+    shares = [
+        _values(piece, _share(step, piece, view, 0, rank), combine.fault)
+        for piece, view in zip(pieces, views, strict=True)
+    ]
     if len(pieces[0].inp) == 0:
         return np.concatenate([share.reshape(-1) for share in shares])
     flat = []
@@ -325,3 +354,52 @@ def _results(
                 overflowed[step.pieces[0].stored.name] += elements
             result = bits
         yield index, _bytes(result.astype(step.dtype.bits, copy=False))
+
+
+def check_ignored(architecture: Architecture, tensors: Mapping[str, Stored], reader: Reader) -> None:
+    """See that tensors which are left out hold what the family's table takes them to hold.
+
+    Args:
+        architecture: Whose `assumed` says what that is.
+        tensors: The stored tensors that the plan ignores, by name; those nothing is assumed of are not read.
+        reader: Where they are read from, a block at a time.
+
+    Raises:
+        CheckpointError: One problem for each tensor that holds something else.
+    """
+    problems: list[Problem] = []
+    for name, stored in tensors.items():
+        assumed = architecture.assumption(name)
+        if assumed is not None:
+            problems += _contradictions(stored, assumed, reader)
+    if len(problems) > 0:
+        raise collected(CheckpointError, problems)
+
+
+def _contradictions(stored: Stored, assumed: Assumed, reader: Reader) -> Iterator[Problem]:
+    """At most one problem: the first element that is not as assumed."""
+    if assumed.group > 0 and (stored.dtype.is_float or len(stored.shape) != 1):
+        shape = " x ".join(str(size) for size in stored.shape)
+        yield Problem(stored.name, f"{stored.dtype.name} of shape {shape}", "a vector of whole numbers", assumed.hint)
+        return
+    for start, bits in _flat(stored, reader):
+        values = to_float32(bits, stored.dtype) if stored.dtype.is_float else bits
+        wanted = np.zeros(1, np.int64) if assumed.group == 0 else np.arange(start, start + bits.size) // assumed.group
+        wrong = values != wanted
+        if wrong.any():
+            first = int(wrong.argmax())
+            expected = str(int(np.broadcast_to(wanted, wrong.shape)[first]))
+            found = f"{values[first]} at element {start + first}"
+            yield Problem(stored.name, found, f"{expected}: {assumed.content}", assumed.hint)
+            return
+
+
+def _flat(stored: Stored, reader: Reader) -> Iterator[tuple[int, Array]]:
+    """The elements in order, a block at a time, and the number of the block's first."""
+    if stored.strides is not None or len(stored.shards) > 0:
+        yield 0, reader.read(stored).reshape(-1)
+        return
+    flat = replace(stored, shape=(count(stored.shape),))
+    length = max(1, BLOCK_BYTES // stored.dtype.size_bytes)
+    for start in range(0, flat.shape[0], length):
+        yield start, reader.read_rows(flat, start, min(start + length, flat.shape[0]))

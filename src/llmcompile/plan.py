@@ -75,22 +75,38 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """Why a matrix of some shape cannot be packed.
+
+    Attributes:
+        reason: The size, and what it must be a multiple of.
+        hint: What to type where no other --tp helps, or instead of it.
+    """
+
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class Encoding:
     """A matrix stored otherwise than as its elements: packed integers beside scales, for instance.
 
     Attributes:
         name: For messages.
         rows: Output rows that must be handed over together, or a multiple of them.
-        start: (element type of the blocks, arrays of the row's `asides`) -> encoder.
+        start: (element type of the blocks, the row's `asides`) -> encoder. Floats among the asides are handed over as
+            float32, whatever they are stored as; integers as they are.
         tensors: (name, shape (..., out, in) of the plain tensor, its type) -> what is stored, the packed tensor first.
-        check: Shape -> why it cannot be packed; "" when it can.
+        check: Shape -> why it cannot be packed; None when it can.
+        fault: Values of an aside -> what is wrong with them; "" for nothing.
     """
 
     name: str
     rows: int
     start: Callable[[DType, Sequence[Array]], Encoder]
     tensors: Callable[[str, Shape, DType], tuple[TensorSpec, ...]]
-    check: Callable[[Shape], str] = lambda shape: ""
+    check: Callable[[Shape], Misfit | None] = lambda shape: None
+    fault: Callable[[Array], str] = lambda values: ""
 
 
 @dataclass(frozen=True)
@@ -98,14 +114,17 @@ class Combine:
     """A small tensor computed from others, each gathered whole for its rank first.
 
     Attributes:
-        function: Operands, as bits in the orientation of the row -> bits of the tensor in the row's type.
+        function: Operands in the orientation of the row -> bits of the tensor in the row's type. Floats are handed
+            over as float32, whatever they are stored as; integers as they are.
         operands: The roles of each operand, joined as a row's roles are.
         scalar: Whether the result has one element; the first operand's shape otherwise.
+        fault: Values of one tensor of an operand -> what is wrong with them; "" for nothing.
     """
 
     function: Callable[[Sequence[Array]], Array]
     operands: tuple[tuple[str, ...], ...]
     scalar: bool = False
+    fault: Callable[[Array], str] = lambda values: ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +151,7 @@ class Row:
         encoding: How the matrix is packed.
         asides: Roles of small tensors the encoding needs.
         combine: Arithmetic on small tensors.
+        later: Shape -> why whoever reads the artifact cannot pack the matrix, which is stored plain; None when it can.
     """
 
     file: str
@@ -150,6 +170,7 @@ class Row:
     encoding: Encoding | None = None
     asides: tuple[str, ...] = ()
     combine: Combine | None = None
+    later: Callable[[Shape], Misfit | None] = lambda shape: None
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -308,7 +329,8 @@ class Step:
     def memory_bytes(self) -> int:
         """Bytes the step holds at once, at most: what it has read, and the blocks on their way out."""
         if self.row.combine is not None:
-            return 3 * self.source_bytes + len(self.files) * self.file_bytes
+            stored = {piece.stored.name: count(piece.stored.shape) for piece in self.sources}
+            return _COMBINED_COPIES * FP32.size_bytes * sum(stored.values()) + len(self.files) * self.file_bytes
         if self.row.compute is not None:
             elements = sum(math.prod(piece.shape(False)) for piece in self.pieces)
             if self.row.compute.by_rows:
@@ -333,6 +355,7 @@ class Plan:
         tensors_read: Names of stored tensors read.
         headers: Files that hold several tensors -> the bytes they begin with; the steps that name such a file add to
             it one after the other, in the order of `steps`.
+        unpackable: What stands in the way of whoever shall pack plain matrices later, by `Row.later`.
     """
 
     steps: tuple[Step, ...]
@@ -340,6 +363,7 @@ class Plan:
     ignored: Mapping[str, str]
     tensors_read: tuple[str, ...]
     headers: Mapping[str, bytes]
+    unpackable: tuple[Problem, ...] = ()
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -473,6 +497,10 @@ def _share_read(step: Step, piece: Piece) -> float:
     return (span.stop - span.start) / piece.size(span.axis)
 
 
+_COMBINED_COPIES = 6
+"""Float32 arrays of the operands' size that gathering them and the arithmetic on them hold at once, at most."""
+
+
 def _cast_bytes(source: DType, target: DType) -> int:
     """Bytes held for each element that is cast: gathered, as float32, while it is rounded, as result, and marked."""
     if source == target:
@@ -521,7 +549,7 @@ def make_plan(
     for row in rows:
         steps.extend(joiner.steps(row))
     ignored = ledger.account_for_rest(unused)
-    problems.extend([*joiner.problems, *ledger.unknown])
+    problems.extend([*joiner.problems(later=False), *ledger.unknown])
     steps.sort(key=lambda step: (step.alignment, step.position))
     return Plan(
         steps=tuple(steps),
@@ -529,6 +557,7 @@ def make_plan(
         ignored=ignored,
         tensors_read=tuple(sorted({piece.stored.name for step in steps for piece in step.sources})),
         headers=_headers(steps),
+        unpackable=_folded(list(joiner.problems(later=True))),
     )
 
 
@@ -655,7 +684,8 @@ class _Ledger:
         for prefix, reason in unused.items():
             if tensor.roles[0].startswith(prefix):
                 return reason
-        self.unknown.append(_Finding(tensor.name, layer, "has no place in the artifact's layout", "", _NO_PLACE))
+        name = tensor.name.replace("{expert}", "*")
+        self.unknown.append(_Finding(name, layer, "has no place in the artifact's layout", "", _NO_PLACE))
         return None
 
 
@@ -707,7 +737,8 @@ class _Joiner:
         self.grid = grid
         self.dims = dims
         self.dtype = dtype
-        self.problems: list[_Finding] = []
+        self._misfits: list[tuple[Row, int | None, str, Misfit]] = []
+        self._split: dict[str, tuple[Row, tuple[Piece, ...]]] = {}
         self._layers: dict[str, set[int]] = {}
         for role, layer, _ in pieces:
             if layer is not None:
@@ -756,6 +787,8 @@ class _Joiner:
         operands: tuple[tuple[Piece, ...], ...],
     ) -> Step | None:
         ranks = self.grid.moe_tp if row.experts else self.grid.tp
+        if row.split in ("out", "in") and len(pieces) > 0:
+            self._split.setdefault(row.tensor, (row, pieces))
         sources = (*pieces, *(piece for operand in operands for piece in operand))
         if any(spans(row, piece, ranks, 0) is None for piece in sources):
             return None
@@ -770,16 +803,34 @@ class _Joiner:
         if row.combine is not None and row.combine.scalar:
             shape = (1,)
         tensors: tuple[TensorSpec, ...] = (TensorSpec(name, dtype, shape),)
+        misfit = _misfit(row, shape)
+        if misfit is not None:
+            self._misfits.append((row, layer, f"shape {_text(shape)} on each rank", misfit))
+        if row.encoding is not None and row.encoding.check(shape) is not None:
+            return None
         if row.encoding is not None:
-            reason = row.encoding.check(shape)
-            if reason != "":
-                where = self.grid.tp, self.grid.pp
-                hint = f"choose another --tp (now {where[0]}), or another --quantization"
-                self.problems.append(_Finding(row.tensor, layer, f"shape {_text(shape)} on each rank", reason, hint))
-                return None
             tensors = row.encoding.tensors(name, shape, dtype)
         size = sum(tensor.size_bytes for tensor in tensors)
         return Step(row, pieces, files, dtype, self.dtype, size, ranks, tensors, asides, operands)
+
+    def problems(self, *, later: bool) -> Iterator[_Finding]:
+        """Matrices that cannot be packed, here or `later`, with the degrees that suit all, and what else would help."""
+        degrees = self._degrees() if len(self._misfits) > 0 else ""
+        for row, layer, shape, misfit in [found for found in self._misfits if (found[0].encoding is None) is later]:
+            suit = f"choose a --tp that suits every matrix ({degrees}; now {self.grid.tp}), or {misfit.hint}"
+            hint = suit if degrees != "" else f"{misfit.hint}; no --tp suits every matrix"
+            yield _Finding(row.tensor, layer, shape, misfit.reason, hint)
+
+    def _degrees(self) -> str:
+        """Every tensor parallel degree at which all matrices can be divided and packed."""
+        split = self._split.values()
+        most = max((piece.size(axis) for _, pieces in split for piece in pieces for axis in (*piece.out, *piece.inp)))
+        shared = self.grid.moe_ep
+        return ", ".join(
+            str(tp)
+            for tp in range(shared, min(most, _MOST_RANKS) + 1, shared)
+            if all(_fits(row, pieces, tp // shared if row.experts else tp) for row, pieces in split)
+        )
 
     def _place(self, row: Row, layer: int | None) -> tuple[int | None, int | None]:
         """Pipeline stage and number of the layer there; no stage for what all stages have."""
@@ -799,6 +850,18 @@ class _Joiner:
         members = [rank for rank in tp if rank % self.grid.moe_ep == ep] if row.experts else list(tp)
         assert stage is not None, f"{row.tensor}: a tensor without layer needs a stage"
         return tuple(path.replace("{rank}", str(stage * self.grid.tp + rank)) for rank in members)
+
+
+def _misfit(row: Row, shape: Shape) -> Misfit | None:
+    """Why a matrix of the row cannot be packed, here or later."""
+    found = None if row.encoding is None else row.encoding.check(shape)
+    return row.later(shape) if found is None else found
+
+
+def _fits(row: Row, pieces: tuple[Piece, ...], ranks: int) -> bool:
+    """Whether a matrix can be divided among so many ranks and packed there."""
+    whole = all(spans(row, piece, ranks, 0) is not None for piece in pieces)
+    return whole and _misfit(row, _tensor_shape(row, pieces, ranks)) is None
 
 
 def _tensor_shape(row: Row, pieces: Sequence[Piece], ranks: int) -> Shape:

@@ -168,7 +168,7 @@ def gptq_zeros(qzeros: Array, scales: Array, dtype: DType) -> Array:
 
     Args:
         qzeros: Shape (in / group, out / 8), int32 or uint32; the lowest nibble is the first output's.
-        scales: Shape (in / group, out), float16.
+        scales: Shape (in / group, out), float32, of values that float16 holds.
         dtype: The artifact's type.
 
     Returns:
@@ -178,7 +178,7 @@ def gptq_zeros(qzeros: Array, scales: Array, dtype: DType) -> Array:
     """
     shifts = np.arange(0, 32, 4, dtype=np.uint32)
     zeros = (qzeros.view(np.uint32)[..., np.newaxis] >> shifts) & np.uint32(15)
-    product = (7 - zeros.reshape(scales.shape).astype(np.float32)) * to_float32(scales, FP16)
+    product = (7 - zeros.reshape(scales.shape).astype(np.float32)) * scales
     return from_float32(to_float32(from_float32(product, FP16), FP16), dtype)
 
 

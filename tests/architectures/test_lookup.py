@@ -172,3 +172,11 @@ ELSEWHERE = {
 def test_class_is_one_of_transformers(name: str) -> None:
     """Every class we answer to is one of transformers, but for a few with a reason."""
     assert name in ELSEWHERE or hasattr(transformers, name)
+
+
+def test_bias_behind_barts_head_must_be_zeros() -> None:
+    """It is ignored for being zeros, so that must be looked at, whatever the prefix."""
+    assumed = lookup({"architectures": ["BartForConditionalGeneration"]}).assumption("final_logits_bias")
+
+    assert assumed is not None
+    assert (assumed.group, assumed.content) == (0, "zeros, since the artifact has no bias behind the head")

@@ -201,6 +201,27 @@ def test_what_a_quantizer_adds_is_ignored_for_a_reason() -> None:
     assert architecture.why_ignored("model.layers.0.input_layernorm.bias") is None
 
 
+def test_what_is_ignored_for_its_content_is_said() -> None:
+    """Element i of g_idx is i // group_size, and a bias that the quantizer added is zeros."""
+    architecture, _ = table(GPTQ)
+    order = architecture.assumption("model.layers.0.mlp.down_proj.g_idx")
+    bias = architecture.assumption("layers.0.mlp.down_proj.bias")
+
+    assert order is not None
+    assert bias is not None
+    assert (order.group, bias.group) == (64, 0)
+    assert architecture.assumption("model.layers.0.input_layernorm.bias") is None
+
+
+def test_refused_groups_name_all_layers() -> None:
+    """A size that does not divide is of every layer: none of the table's own placeholders is shown."""
+    with pytest.raises(UnsupportedError) as caught:
+        table({**GPTQ, "group_size": 48})
+
+    assert "{" not in str(caught.value)
+    assert "layers.*.self_attn" in str(caught.value)
+
+
 def test_bias_of_the_model_is_not_ignored() -> None:
     """A bias that config.json names is read."""
     config = {**LLAMA, "attention_bias": True, "quantization_config": GPTQ}

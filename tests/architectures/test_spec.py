@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from llmcompile.architectures.qwen2_moe import dense_layers
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
+    chosen,
     fused,
     linear,
     norm,
@@ -293,7 +296,19 @@ def test_heads_that_do_not_divide_are_refused(heads: int) -> None:
         ({"rotary_emb_base": 20000}, 20000.0, None),
         ({"rope_scaling": None}, 10000.0, None),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, "linear"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 10000.0, "llama3"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                }
+            },
+            10000.0,
+            "llama3",
+        ),
         ({"rope_scaling": {"rope_type": "default"}}, 10000.0, None),
         ({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}, 500000.0, None),
         ({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "yarn"}}, 500000.0, "yarn"),
@@ -312,6 +327,100 @@ def test_rotary_base_is_a_number(value: object) -> None:
     """A rope_theta that is no finite number is refused by name."""
     with pytest.raises(CheckpointError, match=r"config\.json: rope_theta"):
         rope({"rope_theta": value}, base=10000.0)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1.0])
+def test_rotary_base_is_above_zero(value: float) -> None:
+    """No power of 0 or of a negative number is a frequency."""
+    with pytest.raises(CheckpointError, match=r"config\.json: rope_theta: .*; expected a number above 0"):
+        rope({"rope_theta": value}, base=10000.0)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"rope_scaling": [1, 2]}, "rope_scaling"),
+        ({"rope_scaling": "linear"}, "rope_scaling"),
+        ({"rope_parameters": [1]}, "rope_parameters"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "linear", "factor": "x"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "dynamic", "factor": float("nan")}}, "rope_scaling.factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": None}}, "rope_scaling.factor"),
+        ({"rope_scaling": {**LLAMA3, "factor": "x"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "rope_scaling.low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "rope_scaling.high_freq_factor"),
+        (
+            {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 10**400}},
+            "rope_scaling.original_max_position_embeddings",
+        ),
+    ],
+)
+def test_scaling_that_cannot_be_computed_is_refused(config: dict[str, Any], key: str) -> None:
+    """What is no object, or lacks a number above 0 that its kind computes with, is refused by name."""
+    with pytest.raises(CheckpointError) as caught:
+        rope(config, base=10000.0)
+
+    (problem,) = caught.value.problems
+    assert problem.subject == f"config.json: {key}"
+
+
+class Tiny(HFConfig):
+    """A config of one size and two numbers."""
+
+    hidden_size: int = 1
+    rms_norm_eps: Epsilon = 1e-6
+    softcap: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps: 0.0; expected greater than 0"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps: -1e-05; expected greater than 0"),
+        ({"softcap": float("inf")}, "softcap: inf; expected a finite number"),
+        ({"softcap": float("nan")}, "softcap: nan; expected a finite number"),
+        ({"hidden_size": 10**400}, "hidden_size: 1000"),
+        ({"hidden_size": 2**40 + 1}, "hidden_size: 1099511627777; expected -1099511627776 to 1099511627776"),
+    ],
+)
+def test_absurd_numbers_of_a_config_are_refused(config: dict[str, Any], expected: str) -> None:
+    """Epsilons are above 0, floats finite, and whole numbers small enough to compute with."""
+    with pytest.raises(CheckpointError) as caught:
+        read_config(Tiny, config, file="params.json")
+
+    assert str(caught.value).startswith(f"params.json: {expected}")
+
+
+@pytest.mark.parametrize("per_token", [0, -1, 9])
+def test_experts_that_are_not_there_cannot_be_chosen(per_token: int) -> None:
+    """A token is sent to one expert at least, and to all at most."""
+    with pytest.raises(CheckpointError, match=f"num_experts_per_tok: {per_token} of 8 experts; expected 1 to 8"):
+        chosen(per_token, 8)
+
+
+@pytest.mark.parametrize(
+    ("layers", "step", "named"), [(7, 2, [0, 1, 5, 5, 9]), (4, 1, None), (6, 3, []), (5, 1, [-1, 4])]
+)
+def test_layers_without_experts_are_counted(layers: int, step: int, named: list[int] | None) -> None:
+    """Those that are named, and those between every so many: as transformers decides it layer by layer."""
+    expected = sum(layer in ([] if named is None else named) or (layer + 1) % step != 0 for layer in range(layers))
+
+    assert dense_layers(layers, step, named) == expected
+
+
+def test_absurdly_many_layers_are_counted_at_once() -> None:
+    """Nothing loops over a number of layers that no checkpoint has been held against."""
+    assert dense_layers(10**12, 2, [0, 1]) == 10**12 // 2 + 1
 
 
 def test_number_is_a_float() -> None:

@@ -151,6 +151,55 @@ def test_width_that_contradicts_the_formula_is_refused(tmp_path: Path) -> None:
         lookup(config).dims(config)
 
 
+@pytest.mark.parametrize(
+    ("params", "key"),
+    [
+        ({"multiple_of": 0}, "multiple_of"),
+        ({"dim": 10**400}, "dim"),
+        ({"dim": 0}, "dim"),
+        ({"n_heads": 0}, "n_heads"),
+        ({"n_heads": -4}, "n_heads"),
+        ({"n_kv_heads": 0}, "n_kv_heads"),
+        ({"n_layers": 0}, "n_layers"),
+        ({"head_dim": 3}, "head_dim"),
+        ({"ffn_dim_multiplier": 1e308}, "ffn_dim_multiplier"),
+        ({"ffn_dim_multiplier": -1.0}, "ffn_dim_multiplier"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+        ({"rope_scaling_factor": 0.0}, "rope_scaling_factor"),
+        ({"use_scaled_rope": 1}, "use_scaled_rope"),
+    ],
+)
+def test_parameters_that_no_model_has_are_refused(tmp_path: Path, params: dict[str, Any], key: str) -> None:
+    """An absurd number of params.json is an error that names the key and the file."""
+    config = open_checkpoint(folder(tmp_path, shares(1), **params)).config
+
+    with pytest.raises(CheckpointError) as caught:
+        lookup(config).dims(config)
+
+    assert [problem.subject for problem in caught.value.problems] == [f"params.json: {key}"]
+
+
+def test_epsilon_that_is_absent_is_that_of_metas_code(tmp_path: Path) -> None:
+    """ModelArgs.norm_eps is 1e-5 where params.json says nothing; the fact says so to every backend."""
+    checkpoint = open_checkpoint(folder(tmp_path, shares(1)))
+    config = {key: value for key, value in checkpoint.config.items() if key != "norm_eps"}
+
+    assert lookup(config).dims(config).facts["norm_eps"] == 1e-5
+
+
+def test_frequencies_of_llama_1_are_ignored(tmp_path: Path) -> None:
+    """Every layer of the first LLaMA keeps a copy of them, which is known to be computed again."""
+    files = shares(2)
+    for file in files:
+        file["layers.0.attention.inner_attention.rope.freqs"] = torch.ones(4)
+    checkpoint = open_checkpoint(folder(tmp_path, files))
+
+    (name,) = checkpoint.tensors.keys() - SHAPES.keys()
+
+    assert lookup(checkpoint.config).why_ignored(name) == "recomputed from rope_theta"
+
+
 def test_huggingface_folder_is_not_metas(tmp_path: Path) -> None:
     """Where there is a config.json, params.json is a file like any other."""
     folder(tmp_path, shares(1))

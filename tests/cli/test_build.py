@@ -40,6 +40,8 @@ CONVERTERS = {
     "load_by_shard",
     "load_model_on_cpu",
     "model_type",
+    "output_dir",
+    "world_size",
 }
 """Flags of convert_checkpoint.py that other options say, or that have no effect."""
 MESSAGES = {"json", "quiet", "log_format", "context"}
@@ -60,6 +62,13 @@ def output(tmp_path: Path) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaMA."""
     return models.save("llama", tmp_path_factory.mktemp("build") / "model")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA whose matrices the builder can lay out in integers, also on two ranks."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    return models.save("llama", tmp_path_factory.mktemp("wide") / "model", config=sizes)
 
 
 @pytest.fixture
@@ -386,8 +395,10 @@ def test_a_script_moves_over(
         ("--gemm_plugin int3", ["--gemm_plugin", "auto or float16"]),
         ("--max_batch_size --strip_plan", ["--max_batch_size", "--strip_plan", "VALUE"]),
         ("--use_fused_mlp --strip_plan", ["write --use_fused_mlp enable"]),
-        ("--checkpoint_dir made", ["--checkpoint_dir", "--from-checkpoint"]),
-        ("--output_dir made", ["--output_dir", "OUTPUT/engine"]),
+        ("--output_dir made", ["OUTPUT", "with --output-dir made", "drop --output-dir"]),
+        ("--tp 2 --world_size 8", ["--world-size: 8, with tp 2 x pp 1", "drop --world-size"]),
+        ("--pp 2 --world_size 3", ["--world-size: 3, with tp ? x pp 2"]),
+        ("--from-checkpoint made --workers 2", ["--workers", "--build-workers 2"]),
         ("--model_config made", ["--model_config", "OUTPUT/checkpoint/config.json"]),
         ("--timing_cache made", ["--timing_cache", "--input-timing-cache"]),
         ("--lora_target_modules attn_q attn_v", ["words without a flag: attn_v", "repeat a flag for each"]),
@@ -418,6 +429,25 @@ def test_what_makes_no_sense_is_refused(line: str, texts: list[str], refused: Ca
     result = refused(*line.split())
 
     assert [text for text in texts if text not in result.err] == []
+
+
+def test_the_vendors_scripts_name_output_and_checkpoint(model: Path, run: Run, tmp_path: Path) -> None:
+    """--output_dir is OUTPUT, and --checkpoint_dir is --from-checkpoint."""
+    first = ("--model_dir", model, "--output_dir", tmp_path / "made", "--world_size", 2, "--no-validate")
+
+    made = run("build", "trtllm", *first, "--stop-after", "checkpoint")
+    second = run("build", "trtllm", "--checkpoint_dir", tmp_path / "made", "--output_dir", tmp_path / "engine")
+
+    assert made.code == 0, made.err
+    assert (tmp_path / "made" / "checkpoint" / "rank1.safetensors").exists()
+    assert second.code in (2, 6), second.err
+
+
+def test_output_must_be_given(model: Path, run: Run) -> None:
+    """By either name: exit code 2."""
+    result = run("build", "trtllm", "--model", model)
+
+    assert (result.code, "error: OUTPUT: not given" in result.err) == (2, True)
 
 
 def test_a_version_without_engines_is_refused(run: Run, output: Path) -> None:
@@ -457,11 +487,11 @@ def test_refusals_of_options_are_in_the_json(run: Run, output: Path) -> None:
 # Stages
 
 
-def test_a_checkpoint_is_written(model: Path, run: Run, output: Path) -> None:
+def test_a_checkpoint_is_written(wide: Path, run: Run, output: Path) -> None:
     """--stop-after checkpoint leaves checkpoint/ with a file for each rank, and no engine."""
     options = ("--tp", 2, "--pp", 2, "--use_weight_only", "--stop-after", "checkpoint", "--no-validate")
 
-    result = run("build", "trtllm", "-m", model, *options, output)
+    result = run("build", "trtllm", "-m", wide, *options, output)
 
     assert result.code == 0, result.err
     held = {path.name for path in (output / "checkpoint").iterdir()}
@@ -469,17 +499,17 @@ def test_a_checkpoint_is_written(model: Path, run: Run, output: Path) -> None:
     assert not (output / "engine").exists()
 
 
-def test_the_summary_of_a_checkpoint_says_what_to_type_next(model: Path, run: Run, output: Path) -> None:
+def test_the_summary_of_a_checkpoint_says_what_to_type_next(wide: Path, run: Run, output: Path) -> None:
     """The same command on the GPU host, and the builder's own; ranks and quantization are named."""
     options = ("--tp", 2, "--pp", 2, "--use_weight_only", "--stop-after", "checkpoint", "--no-validate")
 
-    result = run("build", "trtllm", "-m", model, *options, output)
+    result = run("build", "trtllm", "-m", wide, *options, output)
 
     for text in (
         "is ready for TensorRT-LLM 1.2.1",
         "tp 2 x pp 2",
         "W8A16 (laid out by the builder)",
-        f"llmcompile build trtllm --from-checkpoint {output} {output}-engine",
+        f"llmcompile build trtllm --no-validate --from-checkpoint {output} {output}-engine",
         f"trtllm-build --checkpoint_dir {output}/checkpoint --output_dir {output}-engine",
     ):
         assert text in result.out

@@ -26,6 +26,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.save("llama", tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA whose matrices the builder can lay out in integers, also on two ranks."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    return models.save("llama", tmp_path_factory.mktemp("wide") / "model", config=sizes)
+
+
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter with tensorrt_llm 1.2.1, on a machine with one A100."""
@@ -385,7 +392,7 @@ def test_an_engine_of_an_earlier_run_is_forgotten(
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")])
 def test_a_text_that_cannot_be_scored_is_refused_before_any_work(
-    content: bytes | None, reason: str, model: Path, run: Run, tmp_path: Path
+    content: bytes | None, reason: str, wide: Path, run: Run, tmp_path: Path
 ) -> None:
     """--eval-text is read first: exit code 2, nothing written."""
     text = tmp_path / "text.txt"
@@ -393,7 +400,7 @@ def test_a_text_that_cannot_be_scored_is_refused_before_any_work(
         text.write_bytes(content)
     given = ("--quantization", "w8a16", "--stop-after", "checkpoint", "--eval-text", text)
 
-    result = run("build", "trtllm", "--model", model, *given, tmp_path / "out")
+    result = run("build", "trtllm", "--model", wide, *given, tmp_path / "out")
 
     assert result.code == 2, result.err
     assert reason in result.err

@@ -440,7 +440,13 @@ def test_shape_other_than_the_configs_is_named(tmp_path: Path, tokens: Tensor) -
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no such file"), ("{", "not JSON"), ("[]", "a JSON list"), ("{}", "no model_type")],
+    [
+        (None, "no such file"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "a JSON list"),
+        ("{}", "no model_type"),
+    ],
 )
 def test_config_that_describes_nothing(text: str | None, message: str, tmp_path: Path, tokens: Tensor) -> None:
     """A config.json that is absent or malformed is an error of the checkpoint."""
@@ -448,6 +454,15 @@ def test_config_that_describes_nothing(text: str | None, message: str, tmp_path:
         (tmp_path / "config.json").write_text(text)
 
     with pytest.raises(CheckpointError, match=message):
+        streamed(tmp_path, tokens)
+
+
+@pytest.mark.parametrize("value", [[1, 2], "linear", {"rope_type": "yarn"}])
+def test_config_that_transformers_cannot_read(value: object, tmp_path: Path, tokens: Tensor) -> None:
+    """Whatever transformers raises for it, the file is named."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "rope_scaling": value}))
+
+    with pytest.raises(CheckpointError, match=r"config\.json: transformers cannot read it \(\w+Error: "):
         streamed(tmp_path, tokens)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmcompile.errors import CheckpointError
 from llmcompile.validation.sources import MetaWeights, QuantizedWeights
 
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -152,6 +153,79 @@ def test_fused_fp8_has_the_largest_scale(tmp_path: Path) -> None:
     assert torch.equal(stored.read(name), exact.read(name))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("method", "write"), [("gptq", gptq_file), ("awq", awq_file)])
+def test_group_scales_of_any_float_type_are_read(method: str, write: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What is meant has them as they are, what is stored has them in float16."""
+    path = write(tmp_path)
+    tensors = load_file(path)
+    wide = (tensors[f"{LAYER}.scales"].float() * 1.001).to(dtype)
+    save_file({**tensors, f"{LAYER}.scales": wide}, path)
+    half = tmp_path / "half.safetensors"
+    save_file({**tensors, f"{LAYER}.scales": wide.half()}, half)
+    values, zeros, _ = values_zeros_scales()
+    expected = ((values - zeros.repeat_interleave(GROUP, 0)) * wide.float().repeat_interleave(GROUP, 0)).T
+
+    def read(source: Path, stored: torch.dtype | None) -> Tensor:
+        weights = QuantizedWeights([source], method, group_size=GROUP, stored_dtype=stored)
+        return weights.read(f"{LAYER}.weight")
+
+    assert torch.equal(read(path, None), expected)
+    assert torch.equal(read(path, torch.float16), read(half, torch.float16))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_group_scale_that_is_no_number_is_refused(value: float, tmp_path: Path) -> None:
+    """By its name."""
+    path = gptq_file(tmp_path)
+    tensors = load_file(path)
+    tensors[f"{LAYER}.scales"][1, 2] = value
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError, match=r"q_proj\.scales: a scale that is NaN"):
+        QuantizedWeights([path], "gptq", group_size=GROUP).read(f"{LAYER}.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fp8_scales_of_any_float_type_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A quarter is a quarter in each."""
+    path = fp8_file(tmp_path)
+    stem = "model.layers.0.self_attn.o_proj"
+    expected = QuantizedWeights([path], "fp8", group_size=0).read(f"{stem}.weight")
+    save_file({key: t.to(dtype) if "scale" in key else t for key, t in load_file(path).items()}, path)
+
+    weights = QuantizedWeights([path], "fp8", group_size=0)
+
+    assert torch.equal(weights.read(f"{stem}.weight"), expected)
+    assert weights.input_scale(stem) == 0.25 / 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -0.5])
+@pytest.mark.parametrize("leaf", ["weight_scale", "input_scale"])
+def test_an_fp8_scale_that_cannot_be_one_is_refused(leaf: str, value: float, tmp_path: Path) -> None:
+    """NaN, infinite, zero and negative ones; the largest of several would hide a NaN."""
+    path = fp8_file(tmp_path)
+    stem = "model.layers.0.self_attn.k_proj"
+    save_file({**load_file(path), f"{stem}.{leaf}": torch.tensor(value)}, path)
+    weights = QuantizedWeights([path], "fp8", group_size=0, stored_dtype=torch.float16)
+
+    def read() -> None:
+        _ = weights.input_scale(stem) if leaf == "input_scale" else weights.read(f"{stem}.weight")
+
+    with pytest.raises(CheckpointError, match=rf"k_proj\.{leaf}: .*expected a finite number above 0"):
+        read()
+
+
+def test_an_fp8_scale_for_each_row_is_refused(tmp_path: Path) -> None:
+    """One value is expected."""
+    path = fp8_file(tmp_path)
+    stem = "model.layers.0.self_attn.o_proj"
+    save_file({**load_file(path), f"{stem}.weight_scale": torch.ones(4, 1)}, path)
+
+    with pytest.raises(CheckpointError, match=r"weight_scale: shape \(4, 1\)"):
+        QuantizedWeights([path], "fp8", group_size=0).read(f"{stem}.weight")
+
+
 # Meta's files
 
 DIM, HEADS, KV, HEAD, FFN, VOCAB = 16, 4, 2, 4, 24, 20
@@ -271,3 +345,90 @@ def test_scaled_rope_is_llama3s(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
+
+
+def test_absent_epsilon_is_metas(tmp_path: Path) -> None:
+    """As ModelArgs has it."""
+    assert config_of(tmp_path, norm_eps=None)["rms_norm_eps"] == 1e-5
+
+
+def test_rotary_frequencies_of_llama_1_are_passed_over(tmp_path: Path) -> None:
+    """Each layer holds its own, under its attention."""
+    path = tmp_path / "consolidated.00.pth"
+    torch.save({**whole(), "layers.0.attention.inner_attention.rope.freqs": torch.ones(2)}, path)
+    (tmp_path / "params.json").write_text(json.dumps(META))
+
+    weights = MetaWeights([path], tmp_path / "params.json")
+
+    assert len(weights.names()) == len(whole())
+
+
+def test_head_size_of_params_is_used(tmp_path: Path) -> None:
+    """Where params.json has it, heads are not the hidden size divided."""
+    path, wide = tmp_path / "consolidated.00.pth", 2 * HEAD
+    tensors = {**whole(), "layers.0.attention.wk.weight": torch.arange(1.0 * KV * wide * DIM).view(KV * wide, DIM)}
+    torch.save(tensors, path)
+    (tmp_path / "params.json").write_text(json.dumps({**META, "head_dim": wide}))
+    weights = MetaWeights([path], tmp_path / "params.json")
+
+    weights.write_config(tmp_path)
+
+    found = weights.read("model.layers.0.self_attn.k_proj.weight")
+    assert torch.equal(found[1], tensors["layers.0.attention.wk.weight"][2])
+    assert torch.equal(found[wide // 2], tensors["layers.0.attention.wk.weight"][1])
+    assert json.loads((tmp_path / "config.json").read_text())["head_dim"] == wide
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"dim": 10**400}, "dim"),
+        ({"dim": "x"}, "dim"),
+        ({"dim": None}, "dim"),
+        ({"n_heads": 0}, "n_heads"),
+        ({"n_heads": -4}, "n_heads"),
+        ({"n_heads": True}, "n_heads"),
+        ({"n_heads": 1000}, "n_heads"),
+        ({"n_layers": 1.5}, "n_layers"),
+        ({"n_kv_heads": 0}, "n_kv_heads"),
+        ({"head_dim": 3}, "head_dim"),
+        ({"norm_eps": "x"}, "norm_eps"),
+        ({"norm_eps": -1}, "norm_eps"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"rope_theta": [1]}, "rope_theta"),
+        ({"rope_scaling_factor": 0}, "rope_scaling_factor"),
+    ],
+)
+def test_params_that_cannot_be_are_refused(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+    """By their key."""
+    with pytest.raises(CheckpointError, match=rf"params\.json: {key}"):
+        meta_files(tmp_path, 1, embeddings=0, settings={**META, **changes})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '"\\ud800'])
+def test_params_that_are_no_object_are_refused(content: str, tmp_path: Path) -> None:
+    """By the file."""
+    meta_files(tmp_path, 1, embeddings=0)
+    (tmp_path / "params.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match=r"params\.json: "):
+        MetaWeights([tmp_path / "consolidated.00.pth"], tmp_path / "params.json")
+
+
+@pytest.mark.parametrize("name", ["other", "layers.0.attention.wz.weight", "layers.0", "rope"])
+def test_a_tensor_that_is_not_metas_is_refused(name: str, tmp_path: Path) -> None:
+    """By its name."""
+    path = tmp_path / "consolidated.00.pth"
+    torch.save({**whole(), name: torch.ones(2)}, path)
+    (tmp_path / "params.json").write_text(json.dumps(META))
+
+    with pytest.raises(CheckpointError, match=name):
+        MetaWeights([path], tmp_path / "params.json")
+
+
+def test_heads_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    """The queries' rows are no multiple of a head."""
+    weights = meta_files(tmp_path, 1, embeddings=0, settings={**META, "head_dim": 6})
+
+    with pytest.raises(CheckpointError, match=r"wq\.weight: shape \(16, 16\)"):
+        weights.read("model.layers.0.self_attn.q_proj.weight")

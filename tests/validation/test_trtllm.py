@@ -21,7 +21,7 @@ from torch import Tensor
 
 import models
 from llmcompile import pipeline
-from llmcompile.errors import LlmCompileError, OptionsError
+from llmcompile.errors import LlmCompileError, MismatchError, OptionsError
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.exporters.trtllm.rows import ENCODER_DECODER, FAMILIES
@@ -663,6 +663,208 @@ def test_experts_of_another_rank_are_caught(name: str, built: Build) -> None:
     assert survivors(artifact, ours) == []
 
 
+@pytest.fixture(scope="session")
+def shy_experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
+    """`shy_experts(**options)` is a Mixtral of six experts, of which no token is ever routed to the last two.
+
+    Their rows of the router are zeros; of the other four two are the opposites of two, so that two logits are above 0.
+    """
+    root = tmp_path_factory.mktemp("experts")
+    sizes = {key: WIDE[key] for key in ("hidden_size", "intermediate_size")}
+    mixtral = models.build("mixtral", config={**sizes, "num_local_experts": 6})
+    _calm(mixtral)
+    with torch.no_grad():
+        for name, parameter in mixtral.named_parameters():
+            if name.endswith("block_sparse_moe.gate.weight"):
+                parameter[2:4] = -parameter[:2]
+                parameter[4:] = 0.0
+    mixtral.save_pretrained(root / "hf")
+    made: dict[str, Artifact] = {}
+
+    def make(**options: Any) -> Artifact:
+        key = str(sorted(options.items()))
+        if key not in made:
+            made[key] = Artifact(convert(root / "hf", root / f"out{len(made)}", **options))
+        return made[key]
+
+    return make
+
+
+def expert_mutations(artifact: Artifact) -> dict[str, Changes]:
+    """In each tensor of experts of the last file: its last two exchanged, and one value of the last one changed."""
+    found: dict[str, Changes] = {}
+    for name, tensor in _last(artifact).items():
+        if ".mlp.fc." not in name and ".mlp.proj." not in name:
+            continue
+        key, size = (_last_file(artifact), name), len(tensor)
+        found[f"{name}: exchanged"] = {key: tensor[[*range(size - 2), size - 1, size - 2]]}
+        changed = tensor.clone()
+        changed[-1].view(-1)[5] = 77 if tensor.dtype == torch.int8 else 2 * changed[-1].view(-1)[5]
+        assert not same(changed, tensor)
+        found[f"{name}: one"] = {key: changed}
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "float32", "tp": 1},
+        {"dtype": "float16", "tp": 2},
+        {"dtype": "float16", "tp": 2, "moe_ep": 2},
+        {"dtype": "float16", "tp": 2, "pp": 2},
+        {"dtype": "float16", "tp": 2, "quantization": "w8a16"},
+        {"dtype": "bfloat16", "tp": 2, **PACKED["w8a16"]},
+        {"dtype": "bfloat16", "tp": 2, **PACKED["w4a16"]},
+    ],
+)
+def test_an_expert_that_no_token_visits_is_compared(
+    options: dict[str, Any], shy_experts: Callable[..., Artifact]
+) -> None:
+    """Exchanged with another, or with one weight or one scale changed, in every recipe and distribution."""
+    artifact = shy_experts(**options)
+    mutations = expert_mutations(artifact)
+
+    assert complaints(artifact.subject) == []
+    assert len(mutations) >= 4
+    assert survivors(artifact, mutations) == []
+
+
+def test_only_the_comparison_of_experts_feels_those_that_no_token_visits(
+    shy_experts: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it every such mutation would pass; with it the message names layer, expert and part."""
+    artifact = shy_experts(dtype="float16", tp=2)
+    mutations = expert_mutations(artifact)
+    name, change = next((key, value) for key, value in mutations.items() if "layers.1.mlp.proj.weight: one" in key)
+
+    found = artifact.after(change)
+    monkeypatch.setattr(trtllm, "_expert_differences", lambda subject, oracle: iter(()))
+
+    assert "layer 1, expert 5, down" in found[0], name
+    assert survivors(artifact, mutations) == list(mutations)
+
+
+# Layers that stages do not divide
+
+
+@pytest.fixture(scope="session")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A LLaMA of three layers on two stages."""
+    root = tmp_path_factory.mktemp("uneven")
+    models.save("llama_gqa", root / "hf", config={"num_hidden_layers": 3})
+    return Artifact(convert(root / "hf", root / "out", dtype="float16", pp=2))
+
+
+def test_stages_that_do_not_divide_the_layers_pass(uneven: Artifact) -> None:
+    """The first stage has two layers, the second one."""
+    assert any("layers.1." in name for name in uneven.tensors["rank0.safetensors"])
+    assert not any("layers.1." in name for name in uneven.tensors["rank1.safetensors"])
+    assert complaints(uneven.subject) == []
+
+
+def test_a_wrong_order_of_uneven_layers_is_caught(uneven: Artifact) -> None:
+    """Layers of one stage exchanged, and the last of the first stage with the first of the second."""
+    found: dict[str, Changes] = {}
+    for title, (first, here), (second, there) in (
+        ("within", ("rank0.safetensors", 0), ("rank0.safetensors", 1)),
+        ("across", ("rank0.safetensors", 1), ("rank1.safetensors", 0)),
+    ):
+        changes: dict[tuple[str, str], Tensor | None] = {}
+        for name, tensor in uneven.tensors[first].items():
+            if f"layers.{here}." in name:
+                other = name.replace(f"layers.{here}.", f"layers.{there}.")
+                changes |= {(first, name): uneven.tensors[second][other], (second, other): tensor}
+        found[title] = changes
+
+    assert survivors(uneven, found) == []
+
+
+def test_a_last_stage_with_one_more_layer_is_caught(uneven: Artifact) -> None:
+    """One layer and then two is not what the runtime loads."""
+    changes: dict[tuple[str, str], Tensor | None] = {}
+    for name, tensor in uneven.tensors["rank0.safetensors"].items():
+        if "layers.1." in name:
+            changes |= {("rank0.safetensors", name): None, ("rank1.safetensors", name): tensor}
+
+    assert uneven.after(changes) != []
+
+
+# Attention in a window
+
+WINDOWED = {
+    "mistral": {"sliding_window": 4},
+    "mixtral": {"sliding_window": 4},
+    "gemma2": {"sliding_window": 4},
+    "phi3": {"sliding_window": 4},
+    "starcoder2": {"sliding_window": 4},
+    "qwen2": {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0},
+}
+
+
+def fed(patch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the sequences that are executed from now on."""
+    lengths: list[int] = []
+    run = trtllm.execute
+
+    def recorded(folder: Path, inputs: Any, **arguments: Any) -> Any:
+        lengths.append(inputs.tokens.shape[1])
+        return run(folder, inputs, **arguments)
+
+    patch.setattr(trtllm, "execute", recorded)
+    return lengths
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_no_sequence_is_longer_than_the_window(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint does not hold the window, so only what fits in it can be compared; a note says so."""
+    models.save(name, tmp_path / "hf", config=WINDOWED[name])
+    models.add_tokenizer(tmp_path / "hf")
+    subject = convert(tmp_path / "hf", tmp_path / "out", dtype="float16")
+    lengths = fed(monkeypatch)
+
+    items = items_of(subject)
+
+    assert problems_of([item for item in items if isinstance(item, Check)]) == []
+    assert set(lengths) == {4}
+    assert any("attends to 4 tokens at most" in item for item in items if isinstance(item, str))
+    assert {len(prompt) for prompt in trtllm.engine_prompts(subject)} == {4}
+
+
+@pytest.mark.parametrize("window", [4, 1])
+def test_windows_of_a_text_fit_in_that_of_the_model(
+    window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perplexity too; nothing follows in a window of one token, which a note says."""
+    config = {"sliding_window": window, "hidden_size": 128, "intermediate_size": 128}
+    models.save("mistral", tmp_path / "hf", config=config)
+    models.add_tokenizer(tmp_path / "hf")
+    subject = convert(tmp_path / "hf", tmp_path / "out", dtype="float16", quantization="w8a16")
+    lengths = fed(monkeypatch)
+
+    items = items_of(subject)
+
+    assert max(lengths) == window
+    assert any(isinstance(item, Quality) for item in items)
+    assert any("no token follows another" in item for item in items if isinstance(item, str)) == (window == 1)
+
+
+@pytest.mark.parametrize("change", [{"use_sliding_window": False}, {"sliding_window": None}])
+def test_a_window_that_is_off_limits_nothing(change: dict[str, Any], built: Build) -> None:
+    """Qwen's configs name one and switch it off."""
+    subject = replace(built("qwen2", tp=1).subject)
+    config = {**subject.model_config, "sliding_window": 4, "use_sliding_window": True, **change}
+    vars(subject)["model_config"] = config
+
+    assert subject.window is None
+
+
+def test_a_bart_of_few_positions_passes(tmp_path: Path) -> None:
+    """The decoder is fed no more than the model has positions for."""
+    models.save("bart", tmp_path / "hf", config={"max_position_embeddings": 4})
+
+    assert complaints(convert(tmp_path / "hf", tmp_path / "out", dtype="float32")) == []
+
+
 @every_family
 def test_each_row_of_a_table_is_caught(name: str, built: Build) -> None:
     """Rows of tokens and positions that no run is fed, the last ones, and rows of a head, on both ranks."""
@@ -863,6 +1065,66 @@ def test_this_wrong_field_is_caught(name: str, change: dict[str, Any], built: Bu
     assert artifact.configured(change, part) != []
 
 
+@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize(
+    "content", ["", "{\n\x00", "[]", "null", "{}", "[" * 100_000, '{"mapping": []}', '{"mapping": {"world_size": "x"}}']
+)
+def test_a_damaged_config_is_said_so(content: str, name: str, built: Build) -> None:
+    """No traceback, whatever is in it; of an encoder-decoder model the decoder's."""
+    artifact = built(name, tp=2)
+    path = artifact.folder / ("decoder" if name == "t5" else "") / "config.json"
+    before = path.read_bytes()
+    path.write_text(content)
+    try:
+        assert complaints(artifact.subject) != []
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "unreadable"),
+        ("[]", "a JSON list"),
+        ('{"mapping": []}', r"mapping: \[\]; expected an object"),
+        ('{"mapping": {"world_size": "x"}}', "world_size: 'x'; expected a whole number"),
+        ('{"mapping": {"world_size": 0}}', "world_size: 0"),
+        ('{"mapping": {"world_size": true}}', "world_size: True"),
+    ],
+)
+def test_ranks_that_cannot_be_counted_are_said_so(content: str, text: str, tmp_path: Path) -> None:
+    """By the file and the key."""
+    (tmp_path / "config.json").write_text(content)
+
+    with pytest.raises(MismatchError, match=rf"config\.json.*{text}"):
+        trtllm.ranks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "count"), [({}, 1), ({"mapping": None}, 1), ({"mapping": {}}, 1), ({"mapping": {"world_size": 4}}, 4)]
+)
+def test_ranks_are_counted(content: dict[str, Any], count: int, tmp_path: Path) -> None:
+    """One where config.json does not say."""
+    (tmp_path / "config.json").write_text(json.dumps(content))
+
+    assert trtllm.ranks(tmp_path) == count
+
+
+@pytest.mark.parametrize(("name", "other"), [("llama", "bart"), ("bart", "llama")])
+def test_a_model_of_another_kind_is_said_so(name: str, other: str, built: Build) -> None:
+    """An encoder and a decoder against one stack, and the reverse."""
+    subject = replace(built(name, tp=2).subject, folder=built(other, tp=2).folder)
+
+    assert "--model" in trtllm_hint(subject)
+
+
+def trtllm_hint(subject: trtllm.Subject) -> str:
+    """The hint of the first problem."""
+    with pytest.raises(MismatchError) as caught:
+        items_of(subject)
+    return caught.value.problems[0].hint
+
+
 # Models that come quantized
 
 LINEARS = {
@@ -952,6 +1214,20 @@ def test_a_wrong_scale_of_a_quantized_model_is_caught(method: str, quantized: Ca
 
     assert len(mutations) >= 20
     assert survivors(artifact, mutations) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_an_activation_scale_that_cannot_be_one_is_caught(value: float, quantized: Callable[..., Artifact]) -> None:
+    """NaN, infinite, zero and negative ones, which no float run feels."""
+    artifact = quantized("fp8")
+    found: dict[str, Changes] = {
+        name: {(_last_file(artifact), name): torch.full_like(tensor, value)}
+        for name, tensor in _last(artifact).items()
+        if name.endswith("activation_scaling_factor")
+    }
+
+    assert survivors(artifact, found) == []
+    assert any("a finite number above 0" in line for line in artifact.after(next(iter(found.values()))))
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
@@ -1117,6 +1393,27 @@ def test_a_text_that_cannot_be_used_is_an_error(content: bytes | None, scored: t
 
     with pytest.raises(OptionsError, match="--eval-text"):
         items_of(replace(scored, eval_text=path))
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "words"),
+    [(10.05, "+0.5%"), (9.9, "-1%"), (1e304, "+1e+305%"), (float("inf"), "perplexity inf, +inf%"), (5.0, "-50%")],
+)
+def test_what_a_recipe_costs_is_one_short_line(perplexity: float, words: str) -> None:
+    """Three digits of the percentage, however large."""
+    found = Quality(
+        text="text",
+        recipe="W8A16",
+        tokens=7,
+        perplexity_model=10.0,
+        perplexity=perplexity,
+        top1=0.5,
+        largest_error=0.1,
+        largest_logit=3.0,
+    )
+
+    assert words in str(found)
+    assert len(str(found)) < 200
 
 
 # The engine

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from llmcompile.architectures.spec import Architecture, Dims, HFConfig, Tensor, linear, norm, per_head, read_config
+from llmcompile.architectures.spec import (
+    Architecture,
+    Assumed,
+    Dims,
+    HFConfig,
+    Tensor,
+    linear,
+    norm,
+    per_head,
+    read_config,
+)
 from llmcompile.errors import UnsupportedError
 
 
@@ -139,5 +149,12 @@ BART = Architecture(
             "decoder.version": "a marker of the training framework",
             "final_logits_bias": "zeros, a buffer: no release trained it",
         }
+    ),
+    assumed=(
+        Assumed(
+            "final_logits_bias",
+            "zeros, since the artifact has no bias behind the head",
+            "this model trained it, and cannot be represented without it",
+        ),
     ),
 )

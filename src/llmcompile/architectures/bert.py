@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from llmcompile.architectures.spec import Architecture, Dims, HFConfig, Tensor, linear, norm, per_head, read_config
+from llmcompile.architectures.spec import (
+    Architecture,
+    Dims,
+    Epsilon,
+    HFConfig,
+    Tensor,
+    linear,
+    norm,
+    per_head,
+    read_config,
+)
 
 
 class BertConfig(HFConfig):
@@ -20,7 +30,7 @@ class BertConfig(HFConfig):
     num_attention_heads: int
     intermediate_size: int
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: Epsilon = 1e-12
     position_embedding_type: str = "absolute"
     model_type: str = "bert"
     is_decoder: bool = False

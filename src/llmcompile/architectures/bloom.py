@@ -11,6 +11,7 @@ from pydantic import Field
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     alias,
@@ -29,7 +30,7 @@ class BloomConfig(HFConfig):
     hidden_size: int = Field(validation_alias=alias("hidden_size", "n_embed"))
     n_layer: int = Field(validation_alias=alias("n_layer", "num_hidden_layers"))
     n_head: int = Field(validation_alias=alias("n_head", "num_attention_heads"))
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Epsilon = 1e-5
     apply_residual_connection_post_layernorm: bool = False
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2

@@ -11,6 +11,7 @@ from pydantic import Field
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     alias,
@@ -40,7 +41,7 @@ class FalconConfig(HFConfig):
     num_kv_heads: int | None = Field(None, validation_alias=alias("num_kv_heads", "n_head_kv"))
     ffn_hidden_size: int | None = None
     activation: str = "gelu"
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Epsilon = 1e-5
     alibi: bool = False
     new_decoder_architecture: bool | None = None
     multi_query: bool | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     linear,
@@ -30,7 +31,7 @@ class Gemma2Config(HFConfig):
     head_dim: int = 256
     intermediate_size: int
     hidden_activation: str = "gelu_pytorch_tanh"
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     attention_bias: bool = False
     query_pre_attn_scalar: int | float = 256
     final_logit_softcapping: float | None = 30.0

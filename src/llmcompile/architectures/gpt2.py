@@ -11,6 +11,7 @@ from pydantic import Field
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     alias,
@@ -32,7 +33,7 @@ class GPT2Config(HFConfig):
     n_head: int = Field(validation_alias=alias("n_head", "num_attention_heads"))
     n_inner: int | None = None
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Epsilon = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     bos_token_id: int | None = 50256

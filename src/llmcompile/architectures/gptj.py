@@ -11,6 +11,7 @@ from pydantic import Field
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     alias,
@@ -32,7 +33,7 @@ class GPTJConfig(HFConfig):
     n_inner: int | None = None
     rotary_dim: int | None = 64
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Epsilon = 1e-5
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
     tie_word_embeddings: bool = False

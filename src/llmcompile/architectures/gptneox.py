@@ -9,12 +9,14 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
+    Fraction,
     HFConfig,
     Tensor,
+    fraction,
     fused,
     linear,
     norm,
-    number,
     per_head,
     read_config,
     rope,
@@ -31,9 +33,9 @@ class GPTNeoXConfig(HFConfig):
     num_attention_heads: int
     intermediate_size: int
     hidden_act: str = "gelu"
-    rotary_pct: float | None = None
-    partial_rotary_factor: float | None = None
-    layer_norm_eps: float = 1e-5
+    rotary_pct: Fraction | None = None
+    partial_rotary_factor: Fraction | None = None
+    layer_norm_eps: Epsilon = 1e-5
     use_parallel_residual: bool = True
     attention_bias: bool = True
     bos_token_id: int | None = 0
@@ -76,7 +78,7 @@ def _rotary_fraction(c: GPTNeoXConfig, config: Mapping[str, Any]) -> float:
         return c.rotary_pct
     parameters = config.get("rope_parameters")
     if isinstance(parameters, Mapping) and "partial_rotary_factor" in parameters:
-        return number("rope_parameters.partial_rotary_factor", parameters["partial_rotary_factor"])
+        return fraction("rope_parameters.partial_rotary_factor", parameters["partial_rotary_factor"])
     return 0.25 if c.partial_rotary_factor is None else c.partial_rotary_factor
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     linear,
@@ -31,7 +32,7 @@ class LlamaConfig(HFConfig):
     head_dim: int | None = None
     intermediate_size: int
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     attention_bias: bool = False
     mlp_bias: bool = False
     bos_token_id: int | None = 1

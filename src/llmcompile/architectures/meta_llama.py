@@ -8,8 +8,26 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from llmcompile.architectures.spec import Architecture, Dims, HFConfig, Tensor, linear, norm, per_head, read_config
+from pydantic import Field
+
+from llmcompile.architectures.spec import (
+    Architecture,
+    Dims,
+    Epsilon,
+    HFConfig,
+    Tensor,
+    linear,
+    norm,
+    per_head,
+    read_config,
+)
 from llmcompile.errors import CheckpointError
+
+DEFAULT_NORM_EPS = 1e-5
+"""What Meta's code adds to the variance where params.json does not say.
+
+Source: meta-llama/llama@main:llama/model.py, and `MetaParams`' own: ModelArgs.norm_eps.
+"""
 
 
 class MetaParams(HFConfig):
@@ -18,20 +36,20 @@ class MetaParams(HFConfig):
     Source: meta-llama/llama-models@v0.0.45:models/llama3/reference_impl/model.py (ModelArgs).
     """
 
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int | None = None
-    head_dim: int | None = None
-    vocab_size: int
-    hidden_dim: int | None = None
-    multiple_of: int | None = None
-    ffn_dim_multiplier: float | None = None
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    dim: int = Field(ge=1)
+    n_layers: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    n_kv_heads: int | None = Field(None, ge=1)
+    head_dim: int | None = Field(None, ge=2, multiple_of=2)
+    vocab_size: int = Field(ge=1)
+    hidden_dim: int | None = Field(None, ge=1)
+    multiple_of: int | None = Field(None, ge=1)
+    ffn_dim_multiplier: float | None = Field(None, gt=0, le=2**20)
+    norm_eps: Epsilon = DEFAULT_NORM_EPS
+    rope_theta: float = Field(10000.0, gt=0)
     use_scaled_rope: bool = False
-    rope_scaling_factor: float = 8.0
-    max_seq_len: int = 2048
+    rope_scaling_factor: float = Field(8.0, gt=0)
+    max_seq_len: int = Field(2048, ge=1)
 
 
 def dims(config: Mapping[str, Any]) -> Dims:
@@ -40,7 +58,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
     Raises:
         CheckpointError: A key is absent, or the MLP's width is not what its formula gives.
     """
-    c = read_config(MetaParams, config)
+    c = read_config(MetaParams, config, file="params.json")
     head_dim = per_head(c.dim, c.n_heads) if c.head_dim is None else c.head_dim
     return Dims(
         sizes={
@@ -128,5 +146,10 @@ META_LLAMA = Architecture(
         Tensor(("head.weight",), "output.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
     ),
     dims=dims,
-    ignored=MappingProxyType({"rope.freqs": "recomputed from rope_theta"}),
+    ignored=MappingProxyType(
+        {
+            "rope.freqs": "recomputed from rope_theta",
+            "layers.*.attention.inner_attention.rope.freqs": "recomputed from rope_theta",
+        }
+    ),
 )

@@ -9,8 +9,10 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
+    chosen,
     linear,
     norm,
     per_head,
@@ -33,7 +35,7 @@ class MixtralConfig(HFConfig):
     num_local_experts: int = 8
     num_experts_per_tok: int = 2
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Epsilon = 1e-5
     sliding_window: int | None = None
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -59,7 +61,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
         facts={
             "activation": c.hidden_act,
             "norm_eps": c.rms_norm_eps,
-            "experts_per_token": c.num_experts_per_tok,
+            "experts_per_token": chosen(c.num_experts_per_tok, c.num_local_experts),
             "sliding_window": c.sliding_window,
             "tied": c.tie_word_embeddings,
             "name_or_path": c.name_or_path,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     alias,
@@ -49,9 +50,9 @@ class MptConfig(HFConfig):
     d_model: int = Field(validation_alias=alias("d_model", "hidden_size"))
     n_layers: int = Field(validation_alias=alias("n_layers", "num_hidden_layers"))
     n_heads: int = Field(validation_alias=alias("n_heads", "num_attention_heads"))
-    expansion_ratio: float = 4
+    expansion_ratio: float = Field(4, gt=0, le=2**20)
     attn_config: MptAttentionConfig | None = None
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Epsilon = 1e-5
     norm_type: str = "low_precision_layernorm"
     logit_scale: float | str | None = None
     no_bias: bool | None = None

@@ -9,11 +9,13 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
+    Fraction,
     HFConfig,
     Tensor,
+    fraction,
     linear,
     norm,
-    number,
     per_head,
     read_config,
     rope,
@@ -31,8 +33,8 @@ class PhiConfig(HFConfig):
     num_key_value_heads: int | None = None
     intermediate_size: int
     hidden_act: str = "gelu_new"
-    layer_norm_eps: float = 1e-5
-    partial_rotary_factor: float = 0.5
+    layer_norm_eps: Epsilon = 1e-5
+    partial_rotary_factor: Fraction = 0.5
     qk_layernorm: bool = False
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -75,7 +77,7 @@ def rotary_fraction(given: float, config: Mapping[str, Any]) -> float:
     """
     parameters = config.get("rope_parameters")
     if isinstance(parameters, Mapping) and "partial_rotary_factor" in parameters:
-        return number("rope_parameters.partial_rotary_factor", parameters["partial_rotary_factor"])
+        return fraction("rope_parameters.partial_rotary_factor", parameters["partial_rotary_factor"])
     return given
 
 

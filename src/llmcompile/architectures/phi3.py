@@ -10,6 +10,8 @@ from llmcompile.architectures.phi import rotary_fraction
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
+    Fraction,
     HFConfig,
     Tensor,
     fused,
@@ -33,8 +35,8 @@ class Phi3Config(HFConfig):
     intermediate_size: int
     original_max_position_embeddings: int = 4096
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-5
-    partial_rotary_factor: float = 1.0
+    rms_norm_eps: Epsilon = 1e-5
+    partial_rotary_factor: Fraction = 1.0
     sliding_window: int | None = None
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 32000

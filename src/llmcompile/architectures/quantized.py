@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from llmcompile.architectures.spec import Architecture, Dims, Fact, Tensor, axis_size
+from llmcompile.architectures.spec import Architecture, Assumed, Dims, Fact, Tensor, axis_size
 from llmcompile.errors import UnsupportedError
 
 PACKED = 8
@@ -158,6 +158,8 @@ def _int4(
     tensors: list[Tensor] = []
     stored = {tensor.name for tensor in architecture.tensors if tensor.exists(dims)}
     ignored = {"*.g_idx": "the group of each input, in order without desc_act"}
+    order = f"input i is in group i // {scheme.group}, as without desc_act"
+    assumed = [Assumed("*.g_idx", order, "quantize the model again with desc_act false", scheme.group)]
     for tensor in architecture.tensors:
         if not _is_quantized(tensor):
             tensors.append(tensor)
@@ -173,8 +175,15 @@ def _int4(
             ]
         bias = _renamed(tensor.name, "bias")
         if bias not in stored:
-            ignored[re.sub(r"\{\w+\}", "*", bias)] = "zeros that the quantizer adds to a layer without bias"
-    return _changed(architecture, tuple(tensors), ignored, scheme)
+            pattern, added = _starred(bias), "zeros that the quantizer adds to a layer without bias"
+            ignored[pattern] = added
+            assumed.append(Assumed(pattern, added, "the quantizer trained a bias, which this family has no place for"))
+    return _changed(architecture, tuple(tensors), ignored, scheme, tuple(assumed))
+
+
+def _starred(name: str) -> str:
+    """The name with a star for each number: a pattern, and what messages show."""
+    return re.sub(r"\{\w+\}", "*", name)
 
 
 def _is_quantized(tensor: Tensor) -> bool:
@@ -219,12 +228,19 @@ def _divided(tensor: Tensor, axes: str, divisor: int, dims: Dims) -> str:
         return " ".join(names)
     spelt = " x ".join(f"{axis} {tensor.size(axis, dims)}" for axis in axes.split())
     raise UnsupportedError(
-        f"{tensor.name}: {spelt}", f"not a multiple of {divisor} that keeps heads whole", f"{divisor} x n", _HINT
+        f"{_starred(tensor.name)}: {spelt}",
+        f"not a multiple of {divisor} that keeps heads whole",
+        f"{divisor} x n",
+        _HINT,
     )
 
 
 def _changed(
-    architecture: Architecture, tensors: tuple[Tensor, ...], ignored: Mapping[str, str], scheme: Scheme
+    architecture: Architecture,
+    tensors: tuple[Tensor, ...],
+    ignored: Mapping[str, str],
+    scheme: Scheme,
+    assumed: tuple[Assumed, ...] = (),
 ) -> Architecture:
     facts: dict[str, Fact] = {"quantized": scheme.method, "group_size": scheme.group}
 
@@ -233,7 +249,11 @@ def _changed(
         return Dims(plain.sizes, {**plain.facts, **facts})
 
     return dataclasses.replace(
-        architecture, tensors=tensors, dims=dims, ignored=MappingProxyType({**architecture.ignored, **ignored})
+        architecture,
+        tensors=tensors,
+        dims=dims,
+        ignored=MappingProxyType({**architecture.ignored, **ignored}),
+        assumed=(*architecture.assumed, *assumed),
     )
 
 

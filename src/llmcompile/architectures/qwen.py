@@ -9,6 +9,7 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     fused,
@@ -30,7 +31,7 @@ class QwenConfig(HFConfig):
     num_attention_heads: int
     kv_channels: int = 128
     intermediate_size: int
-    layer_norm_epsilon: float = 1e-6
+    layer_norm_epsilon: Epsilon = 1e-6
     rotary_pct: float = 1.0
     use_dynamic_ntk: bool = True
     use_logn_attn: bool = True

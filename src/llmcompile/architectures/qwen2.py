@@ -9,6 +9,7 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     linear,
@@ -31,7 +32,7 @@ class Qwen2Config(HFConfig):
     head_dim: int | None = None
     intermediate_size: int
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28

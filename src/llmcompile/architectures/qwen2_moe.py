@@ -11,8 +11,10 @@ from pydantic import Field
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
+    chosen,
     linear,
     norm,
     per_head,
@@ -41,7 +43,7 @@ class Qwen2MoeConfig(HFConfig):
     mlp_only_layers: list[int] | None = None
     qkv_bias: bool = True
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28
@@ -71,7 +73,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
             "activation": c.hidden_act,
             "norm_eps": c.rms_norm_eps,
             "attention_bias": c.qkv_bias,
-            "experts_per_token": c.num_experts_per_tok,
+            "experts_per_token": chosen(c.num_experts_per_tok, c.num_experts),
             "normalized_experts": c.norm_topk_prob,
             "dense_layers": dense,
             "sliding_window": c.sliding_window if c.use_sliding_window else None,
@@ -89,8 +91,9 @@ def dense_layers(layers: int, sparse_step: int, mlp_only: list[int] | None) -> i
 
     Source: huggingface/transformers@v4.57.6:src/transformers/models/qwen2_moe/modeling_qwen2_moe.py, the decoder layer.
     """
-    named = () if mlp_only is None else mlp_only
-    return sum(layer in named or (layer + 1) % sparse_step != 0 for layer in range(layers))
+    named = set() if mlp_only is None else {layer for layer in mlp_only if 0 <= layer < layers}
+    sparse = layers // sparse_step
+    return layers - sparse + sum((layer + 1) % sparse_step == 0 for layer in named)
 
 
 _LAYER = "layers.{layer}"

@@ -9,6 +9,7 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     linear,
@@ -30,7 +31,7 @@ class Qwen3Config(HFConfig):
     head_dim: int = 128
     intermediate_size: int
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: int | None = 4096

@@ -12,8 +12,10 @@ from llmcompile.architectures.qwen2_moe import dense_layers
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
+    chosen,
     linear,
     norm,
     per_head,
@@ -40,7 +42,7 @@ class Qwen3MoeConfig(HFConfig):
     decoder_sparse_step: int = Field(1, ge=1)
     mlp_only_layers: list[int] | None = None
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
@@ -69,7 +71,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
             "activation": c.hidden_act,
             "norm_eps": c.rms_norm_eps,
             "attention_bias": c.attention_bias,
-            "experts_per_token": c.num_experts_per_tok,
+            "experts_per_token": chosen(c.num_experts_per_tok, c.num_experts),
             "normalized_experts": c.norm_topk_prob,
             "dense_layers": dense,
             "sliding_window": c.sliding_window if c.use_sliding_window else None,

@@ -24,10 +24,11 @@ import fnmatch
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
@@ -137,6 +138,23 @@ def axis_size(axis: str, dims: Dims) -> int:
 
 
 @dataclass(frozen=True)
+class Assumed:
+    """What a tensor that is never read is taken to hold; a checkpoint where it holds something else is refused.
+
+    Attributes:
+        pattern: Names it is about, as in `Architecture.ignored`.
+        content: In words, for the message.
+        hint: What to do about other content.
+        group: 0 for zeros alone; otherwise element i is i // group.
+    """
+
+    pattern: str
+    content: str
+    hint: str
+    group: int = 0
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A family of models: which classes it answers to, what its checkpoints hold, how to read its config.
 
@@ -148,6 +166,7 @@ class Architecture:
         tensors: The table.
         dims: Reads config.json; raises CheckpointError.
         ignored: Name patterns (fnmatch, without prefix) never read -> why not.
+        assumed: What some of those must hold, since the reason says so; `assembly.check_ignored` looks.
     """
 
     name: str
@@ -157,6 +176,7 @@ class Architecture:
     tensors: tuple[Tensor, ...]
     dims: Callable[[Mapping[str, Any]], Dims]
     ignored: Mapping[str, str]
+    assumed: tuple[Assumed, ...] = ()
 
     def expected(self, dims: Dims) -> Iterator[tuple[Tensor, int | None, int | None]]:
         """Every tensor of a model of these dims, with the numbers of its layer and its expert."""
@@ -200,13 +220,25 @@ class Architecture:
 
     def why_ignored(self, name: str) -> str | None:
         """Why the tensor called `name` in the file is not read; None when there is no reason."""
+        for short in self._short(name):
+            for pattern, reason in self.ignored.items():
+                if fnmatch.fnmatchcase(short, pattern):
+                    return reason
+        return None
+
+    def assumption(self, name: str) -> Assumed | None:
+        """What the tensor called `name` in the file must hold to be ignored; None when it may hold anything."""
+        for short in self._short(name):
+            for assumed in self.assumed:
+                if fnmatch.fnmatchcase(short, assumed.pattern):
+                    return assumed
+        return None
+
+    def _short(self, name: str) -> Iterator[str]:
+        """The name without each prefix it carries."""
         for prefix in (*self.prefixes, ""):
             if name.startswith(prefix):
-                short = name.removeprefix(prefix)
-                for pattern, reason in self.ignored.items():
-                    if fnmatch.fnmatchcase(short, pattern):
-                        return reason
-        return None
+                yield name.removeprefix(prefix)
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -280,6 +312,14 @@ def norm(
     )
 
 
+Epsilon: TypeAlias = Annotated[float, Field(gt=0)]
+"""What a norm adds to the variance: without it, a row of zeros is divided by zero."""
+Fraction: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+"""A part of a whole."""
+_LARGEST = 2**40
+"""No whole number of a config is beyond it; arithmetic on one that is would overflow a float or a shape."""
+
+
 class HFConfig(BaseModel):
     """The keys every family's config.json may hold; each family adds its own. Unknown keys are other people's.
 
@@ -287,7 +327,7 @@ class HFConfig(BaseModel):
     huggingface/transformers@v4.57.6:src/transformers/configuration_utils.py.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, populate_by_name=True, allow_inf_nan=False)
 
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -307,27 +347,57 @@ def alias(*names: str) -> AliasChoices:
 ConfigT = TypeVar("ConfigT", bound=HFConfig)
 
 
-def read_config(kind: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
+def read_config(kind: type[ConfigT], config: Mapping[str, Any], *, file: str = "config.json") -> ConfigT:
     """Check config.json against `kind`.
 
+    Args:
+        kind: What it must hold.
+        config: Its content.
+        file: What it is called, in messages.
+
     Raises:
-        CheckpointError: Every key that is absent or of the wrong type, by name.
+        CheckpointError: Every key that is absent, of the wrong type or absurdly large, by name.
     """
+    hint = f"check that {file} belongs to these weights"
     try:
-        return kind.model_validate(dict(config))
+        read = kind.model_validate(dict(config))
     except ValidationError as error:
         raise collected(
             CheckpointError,
             [
                 Problem(
-                    f"config.json: {'.'.join(str(part) for part in item['loc'])}",
+                    f"{file}: {'.'.join(str(part) for part in item['loc'])}",
                     "absent" if item["type"] == "missing" else repr(item["input"])[:80],
                     item["msg"].removeprefix("Input should be ").lower(),
-                    "check that config.json belongs to these weights",
+                    hint,
                 )
                 for item in error.errors()
             ],
         ) from error
+    large = [
+        Problem(f"{file}: {key}", repr(value)[:80], f"-{_LARGEST} to {_LARGEST}", hint)
+        for key, value in read
+        if isinstance(value, int) and abs(value) > _LARGEST
+    ]
+    if len(large) > 0:
+        raise collected(CheckpointError, large)
+    return read
+
+
+def chosen(per_token: int, experts: int) -> int:
+    """Experts that each token is sent to.
+
+    Raises:
+        CheckpointError: Fewer than one, or more than there are.
+    """
+    if not 1 <= per_token <= experts:
+        raise CheckpointError(
+            "config.json: num_experts_per_tok",
+            f"{per_token} of {experts} experts",
+            f"1 to {experts}",
+            "check that config.json belongs to these weights",
+        )
+    return per_token
 
 
 def per_head(hidden: int, heads: int) -> int:
@@ -354,25 +424,57 @@ def rope(config: Mapping[str, Any], *, base: float) -> dict[str, Fact]:
         base: The family's default base.
 
     Raises:
-        CheckpointError: The base is not a number.
+        CheckpointError: The base is not a number above 0, or the scaling is no object, or lacks a number it needs.
     """
-    parameters = config.get("rope_parameters")
-    if not isinstance(parameters, Mapping):
-        parameters = {}
+    for key in ("rope_parameters", "rope_scaling"):
+        if config.get(key) is not None and not isinstance(config[key], Mapping):
+            raise CheckpointError(f"config.json: {key}", repr(config[key])[:80], "an object or null", _CHECK)
+    parameters = {} if config.get("rope_parameters") is None else config["rope_parameters"]
     theta = parameters.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base", base)))
     scaling = config.get("rope_scaling")
     kind = parameters.get("rope_type", "default")
     if isinstance(scaling, Mapping):
         kind = scaling.get("rope_type", scaling.get("type", "default"))
     given = scaling if isinstance(scaling, Mapping) else {k: v for k, v in parameters.items() if k not in _NOT_SCALING}
+    for key in _NUMBERS.get(str(kind), ()):
+        _above_zero(f"rope_scaling.{key}", given.get(key))
+    if kind == "llama3" and given["low_freq_factor"] == given["high_freq_factor"]:
+        found = f"{given['high_freq_factor']}, as low_freq_factor"
+        raise CheckpointError("config.json: rope_scaling.high_freq_factor", found, "another number", _CHECK)
     return {
-        "rotary_base": number("rope_theta", theta),
+        "rotary_base": _above_zero("rope_theta", theta),
         "rope_scaling": None if kind == "default" else str(kind),
         "rope_config": None if kind == "default" else json.dumps(given),
     }
 
 
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
+_NUMBERS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kind of scaling -> the numbers it computes with, without defaults.
+Source: huggingface/transformers@v4.57.6:src/transformers/modeling_rope_utils.py (rope_config_validation)."""
+_CHECK = "check that config.json belongs to these weights"
+
+
+def _above_zero(key: str, value: Any) -> float:
+    found = number(key, value)
+    if found <= 0:
+        raise CheckpointError(f"config.json: {key}", repr(value)[:80], "a number above 0", _CHECK)
+    return found
+
+
+def fraction(key: str, value: Any) -> float:
+    """The value of a config key that is a part of a whole.
+
+    Raises:
+        CheckpointError: It is not a number above 0 and at most 1.
+    """
+    if _above_zero(key, value) > 1:
+        raise CheckpointError(f"config.json: {key}", repr(value)[:80], "a number above 0 and at most 1", _CHECK)
+    return float(value)
 
 
 def number(key: str, value: Any) -> float:
@@ -381,7 +483,7 @@ def number(key: str, value: Any) -> float:
     Raises:
         CheckpointError: It is not a finite number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise CheckpointError(
             f"config.json: {key}", repr(value)[:80], "a number", "check that config.json belongs to these weights"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
+    Epsilon,
     HFConfig,
     Tensor,
     linear,
@@ -31,7 +32,7 @@ class Starcoder2Config(HFConfig):
     head_dim: int | None = None
     intermediate_size: int
     hidden_act: str = "gelu_pytorch_tanh"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Epsilon = 1e-5
     use_bias: bool = True
     sliding_window: int | None = None
     bos_token_id: int | None = 50256

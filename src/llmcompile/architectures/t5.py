@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from llmcompile.architectures.spec import Architecture, Dims, HFConfig, Tensor, linear, norm, read_config
+from llmcompile.architectures.spec import Architecture, Dims, Epsilon, HFConfig, Tensor, linear, norm, read_config
 
 
 class T5Config(HFConfig):
@@ -23,7 +23,7 @@ class T5Config(HFConfig):
     num_heads: int
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    layer_norm_epsilon: Epsilon = 1e-6
     feed_forward_proj: str | None = None
     pad_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1

@@ -234,5 +234,8 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise NetworkError(subject, f"the connection failed ({type(error).__name__})", "", _RETRY) from error
 
 
-_RETRY = "run the same command again: what was downloaded is kept"
+_RETRY = (
+    "no folder of this name is here; if it is a folder, check --model, or write ./NAME; "
+    "if it is a hub id, run the same command again: what was downloaded is kept"
+)
 _NO_RANGES = "a proxy may drop the Range header: leave out --dry-run, or download the model and pass its folder"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from llmcompile import __version__
-from llmcompile.cli import build, partition, stopping, verify
+from llmcompile.cli import build, partition, stopping, variables, verify
+from llmcompile.errors import OptionsError, collected
 
 app = typer.Typer(
     name="llmcompile",
@@ -48,10 +50,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
     help: HelpOpt = False,
 ) -> None:
     """Compile Hugging Face checkpoints ahead of time, and prove the artifact right before it ships."""
+    problems = variables.unknown(os.environ, context.command)
+    if problems == []:
+        return
+    from llmcompile.cli.console import Console
+
+    with Console(command="environment", json=False, quiet=False, log_format="text"):
+        raise collected(OptionsError, problems)
 
 
 def main() -> None:

@@ -39,6 +39,8 @@ _CACHE_FLAGS = ("int8_kv_cache", "fp8_kv_cache")
 
 
 _SHARED = (
+    "--checkpoint_dir",
+    "--output_dir",
     "--workers",
     "--dry_run",
     "--input_timing_cache",
@@ -212,6 +214,33 @@ def _model(model: str | None, from_checkpoint: Path | None) -> str:
     )
 
 
+def _output(argument: Path | None, option: Path | None) -> Path:
+    """OUTPUT, or what the vendor's scripts call --output_dir.
+
+    Raises:
+        OptionsError: Both were given, or neither.
+    """
+    if argument is not None and option is not None:
+        raise OptionsError("OUTPUT", f"{argument}, with --output-dir {option}", "one of them", "drop --output-dir")
+    if argument is None and option is None:
+        raise OptionsError("OUTPUT", "not given", "a directory to create", "add its name to the end of the command")
+    return argument if argument is not None else Path(str(option))
+
+
+def _tensor_parallel(tp: int | None, pp: int, world_size: int | None) -> int:
+    """Ranks each layer is split over, said by --tp or by --world-size.
+
+    Raises:
+        OptionsError: Both were given and do not agree, or the stages do not divide the world.
+    """
+    if world_size is None:
+        return TrtllmOptions.tp if tp is None else tp
+    if world_size % pp != 0 or (tp is not None and tp * pp != world_size):
+        product = f"tp {'?' if tp is None else tp} x pp {pp}"
+        raise OptionsError("--world-size", f"{world_size}, with {product}", "their product", "drop --world-size")
+    return world_size // pp
+
+
 def _refuse_words(output: Path, words: list[str]) -> None:
     """A second word without a flag: mostly a flag's second value, which would make its first neighbour OUTPUT."""
     if words == []:
@@ -232,7 +261,20 @@ def _refuse_words(output: Path, words: list[str]) -> None:
 @_with_engine_flags
 def trtllm(
     context: typer.Context,
-    output: params.OutputArg,
+    output: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUTPUT", help="Directory to create.", envvar="LLMCOMPILE_OUTPUT", show_default=False),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "--output_dir",
+            envvar="LLMCOMPILE_OUTPUT_DIR",
+            help="OUTPUT, as the vendor's scripts spell it.",
+            rich_help_panel=params.BUILD,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -255,6 +297,8 @@ def trtllm(
         typer.Option(
             "--from-checkpoint",
             "--from_checkpoint",
+            "--checkpoint-dir",
+            "--checkpoint_dir",
             envvar="LLMCOMPILE_FROM_CHECKPOINT",
             metavar="DIR",
             help="Start at a finished checkpoint: an OUTPUT that holds one, or its folder.",
@@ -262,21 +306,30 @@ def trtllm(
         ),
     ] = TrtllmOptions.from_checkpoint,
     tp: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--tp",
             "--tp-size",
             "--tp_size",
-            "--world-size",
-            "--world_size",
             "--tensor-parallel-degree",
             "--tensor_parallel_degree",
             envvar="LLMCOMPILE_TP",
             min=1,
-            help="Ranks each layer is split over.",
+            help="Ranks each layer is split over; 1 by default.",
             rich_help_panel=params.BUILD,
         ),
-    ] = TrtllmOptions.tp,
+    ] = None,
+    world_size: Annotated[
+        int | None,
+        typer.Option(
+            "--world-size",
+            "--world_size",
+            envvar="LLMCOMPILE_WORLD_SIZE",
+            min=1,
+            help="All ranks, as Gemma's converter counts: --tp times --pp, which it must agree with.",
+            rich_help_panel=params.BUILD,
+        ),
+    ] = None,
     pp: Annotated[
         int,
         typer.Option(
@@ -676,13 +729,14 @@ def trtllm(
 ) -> None:
     """Build a TensorRT-LLM engine: OUTPUT/engine, or OUTPUT/checkpoint with --stop-after checkpoint.
 
-    Flags of convert_checkpoint.py and trtllm-build keep their spelling and meaning, but for --workers (here
-    --build-workers) and --dry_run.
+    Flags of convert_checkpoint.py and trtllm-build keep their spelling and meaning, but for --dry_run, and for
+    --workers, which is --build-workers here.
     """
     from llmcompile.cli.console import Console
 
     with Console(command="build trtllm", json=json, quiet=quiet, log_format=log_format.value) as console:
-        _refuse_words(output, context.args)
+        target = _output(output, output_dir)
+        _refuse_words(target, context.args)
         upstream = {
             "use_weight_only": use_weight_only,
             "weight_only_precision": weight_only_precision,
@@ -700,7 +754,7 @@ def trtllm(
         options = TrtllmOptions(
             build=BuildOptions(
                 model=_model(model, from_checkpoint),
-                output=output,
+                output=target,
                 revision=revision,
                 token=token,
                 trust_remote_code=trust_remote_code,
@@ -714,7 +768,7 @@ def trtllm(
                 workers=workers,
                 allow_overflow=allow_overflow,
             ),
-            tp=tp,
+            tp=_tensor_parallel(tp, pp, world_size),
             pp=pp,
             dtype=_DTYPES.get(dtype, dtype),
             quantization=quantized.quantization,
@@ -741,8 +795,11 @@ def trtllm(
             eval_text=eval_text,
             engine=settings,
         )
-        if stop_after is not None and settings != ():
-            names = ", ".join(dict.fromkeys(name for name, _ in settings))
-            count = f"{len(settings)} engine flag{'' if len(settings) == 1 else 's'}"
+        unused = dict.fromkeys(name for name, _ in settings)
+        if build_workers != TrtllmOptions.build_workers:
+            unused["--build-workers"] = None
+        if stop_after is not None and len(unused) > 0:
+            names = ", ".join(unused)
+            count = f"{len(unused)} engine flag{'' if len(unused) == 1 else 's'}"
             console.say("unused", f"{count} without effect, given --stop-after {stop_after}: {names}")
         console.run(options)

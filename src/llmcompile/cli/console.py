@@ -143,17 +143,26 @@ class Console:
         from llmcompile import pipeline
         from llmcompile.writing import MANIFEST
 
+        for flag, value in (("--model", model), ("--atol", atol), ("--rtol", rtol)):
+            if value is not None and not deep:
+                raise OptionsError(
+                    flag, "without --deep, which compares numbers", "both", f"add --deep, or drop {flag}"
+                )
         manifest: Manifest | None = None
         problems: list[Problem] = []
         if not deep or (artifact / MANIFEST).exists():
             with self.report.stage("bytes"):
                 manifest, problems = pipeline.verify(artifact)
             self.say("bytes", _bytes_line(manifest, problems), {"problems": len(problems)})
+            self.say("artifact", _artifact_line(manifest))
         self._verified = {"artifact": str(artifact), "bytes": None if manifest is None else len(problems) == 0}
         if deep:
             source, commit = (model, revision) if model is not None or manifest is None else _source(manifest)
             if source is None:
                 raise OptionsError("--deep", "no manifest in the artifact", "--model", "add --model DIR|HUB_ID")
+            if model is None and manifest is not None and commit is None and not Path(source).exists():
+                found = f"made from {source}, a local folder that is not here"
+                raise OptionsError("--deep", found, "the model", "add --model DIR|HUB_ID")
             with self.report.stage("numbers"):
                 validated = pipeline.verify_numbers(
                     artifact, source, self, revision=commit, token=token, atol=atol, rtol=rtol
@@ -165,6 +174,9 @@ class Console:
         said = "is what its manifest says" if manifest is not None else ""
         agrees = f"agrees with {source}" if deep else ""
         words = " and ".join(word for word in (said, agrees) if word != "")
+        unproved = manifest is not None and manifest.validation is None and not deep
+        if unproved:
+            words += "; its numbers were never validated (add --deep)"
         self._result(f"[green]✓[/] {escape(str(artifact))} {escape(words)}")
 
     # What the pipeline shows
@@ -739,6 +751,19 @@ def _source(manifest: Manifest) -> tuple[str, str | None]:
     """The model an artifact was made from, at the very commit."""
     source = manifest.source
     return source.model.partition("@")[0] if source.commit is not None else source.model, source.commit
+
+
+def _artifact_line(manifest: Manifest) -> str:
+    """What is inside, in a line."""
+    options = manifest.options
+    words = [
+        {"ft": "FasterTransformer", "trtllm": "TensorRT-LLM"}[manifest.backend],
+        f"{manifest.model.architecture} from {manifest.source.model}",
+        *(f"{name} {options[name]}" for name in ("tp", "pp", "dtype", "quantization") if options.get(name) is not None),
+    ]
+    if manifest.engine is not None:
+        words.append(f"engine of TensorRT-LLM {manifest.engine.tensorrt_llm} for {manifest.engine.gpu}")
+    return f"     {' · '.join(words)}"
 
 
 def _bytes_line(manifest: Manifest, problems: Sequence[Problem]) -> str:

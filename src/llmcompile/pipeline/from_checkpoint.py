@@ -130,9 +130,19 @@ def _contradictions(
         )
     mapping = config.get("mapping")
     for flag, asked, key in (("--tp", options.tp, "tp_size"), ("--pp", options.pp, "pp_size")):
-        has = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
-        if asked not in (1, has):
-            yield OptionsError(flag, f"{asked} for a checkpoint of {has}", str(has), f"drop {flag}")
+        degree = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
+        if asked not in (1, degree):
+            yield OptionsError(flag, f"{asked} for a checkpoint of {degree}", str(degree), f"drop {flag}")
+    has = toolchain.contents_of(config, integers=False)
+    wanted = (
+        ("--dtype", options.dtype, has.dtype),
+        ("--quantization", options.quantization, has.recipe),
+        ("--kv-cache", options.kv_cache, has.kv_cache),
+    )
+    for flag, asked_for, found in wanted:
+        if asked_for is not None and asked_for != found:
+            text = f"{asked_for} for a checkpoint of {'none' if found is None else found}"
+            yield OptionsError(flag, text, "what the checkpoint has", f"drop {flag}")
     validation = None if manifest is None else manifest.validation
     if validation is not None and not validation.passed:
         yield MismatchError(

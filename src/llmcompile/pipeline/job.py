@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +34,7 @@ from llmcompile.exporters.backends import BACKENDS, Options
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.spec import Layout
+from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.plan import Plan, make_plan
@@ -186,9 +187,10 @@ def prepare(options: Options, report: Report) -> Job:
             pp=layout.pp,
             moe_ep=layout.moe_ep,
         )
+        layout, later = _with_what_comes_later(options, layout, plan)
         resources = _resources(build, checkpoint, plan, engine.disk_bytes(options, plan.output_bytes))
     errors = list(_obstacles(build, layout, plan, resources))
-    errors += _text_errors(options, layout)
+    errors += [*later, *_text_errors(options, layout)]
     toolchain = None
     if len(layout.refusals) == 0:
         with report.stage("toolchain"):
@@ -208,6 +210,18 @@ def prepare(options: Options, report: Report) -> Job:
         errors=tuple(errors),
         toolchain=toolchain,
     )
+
+
+def _with_what_comes_later(options: Options, layout: Layout, plan: Plan) -> tuple[Layout, tuple[LlmCompileError, ...]]:
+    """What stops the builder stops a command that calls it, and is noted by one that ends before."""
+    if len(plan.unpackable) == 0:
+        return layout, ()
+    if isinstance(options, TrtllmOptions) and options.stop_after is None:
+        return layout, (collected(PlanError, plan.unpackable),)
+    first, *rest = plan.unpackable
+    more = f" (and {len(rest)} more)" if len(rest) > 0 else ""
+    note = f"trtllm-build will not take {first}{more}; {first.hint}"
+    return replace(layout, notes=(*layout.notes, note)), ()
 
 
 def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:

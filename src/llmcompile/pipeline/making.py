@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llmcompile import __version__, environment
+from llmcompile.assembly import check_ignored
 from llmcompile.checkpoint.folder import contained
+from llmcompile.checkpoint.reader import Reader
 from llmcompile.errors import MismatchError, Problem, ToolchainError, collected
 from llmcompile.exporters.backends import BACKENDS
 from llmcompile.exporters.trtllm.options import TrtllmOptions
@@ -39,6 +41,7 @@ def build(job: Job, view: View, report: Report) -> None:
     options = job.options.build
     with WorkDirectory(options.output, job=_identity(job), resume=options.resume, force=options.force) as work:
         with report.stage("write"):
+            _check_ignored(job)
             streamed = _write(job, work, view)
         _refuse_overflow(job, streamed)
         validation = None
@@ -104,6 +107,16 @@ def _identity(job: Job) -> dict[str, Any]:
 
 def _recorded(job: Job) -> Mapping[str, Any]:
     return BACKENDS[job.options.backend].recorded(job.options, job.layout)
+
+
+def _check_ignored(job: Job) -> None:
+    """Read what is left out because of what it is assumed to hold, such as biases of zeros.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    with Reader(job.checkpoint.files) as reader:
+        check_ignored(job.architecture, {name: job.checkpoint.tensors[name] for name in job.plan.ignored}, reader)
 
 
 def _write(job: Job, work: WorkDirectory, view: View) -> Streamed:

@@ -61,9 +61,9 @@ class Quality:
 
     def __str__(self) -> str:
         """One line for people."""
-        change = self.perplexity / self.perplexity_model - 1
+        percent = 100 * (self.perplexity / self.perplexity_model - 1)
         return (
-            f"{self.recipe} on {self.tokens} tokens of {self.text}: perplexity {self.perplexity:.4g}, {change:+.2%} "
+            f"{self.recipe} on {self.tokens} tokens of {self.text}: perplexity {self.perplexity:.4g}, {percent:+.3g}% "
             f"beside the model's {self.perplexity_model:.4g}; same top-1 token {self.top1:.1%}; "
             f"largest error {self.largest_error:.2g} in logits as large as {self.largest_logit:.3g}"
         )

@@ -314,7 +314,7 @@ def _settings(config_dir: Path) -> Mapping[str, Any]:
         raise CheckpointError(str(path), "no such file")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise CheckpointError(str(path), f"a JSON {type(settings).__name__}", "an object")
@@ -354,9 +354,19 @@ def _config(config_dir: Path, settings: Mapping[str, Any], trust_remote_code: bo
                 "leave to run it",
                 hint="Read the code, then allow it with --trust-remote-code.",
             )
-    config = transformers.AutoConfig.from_pretrained(
-        config_dir, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            config_dir, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # a value of another type than it expects breaks wherever it is first used
+        lines = str(error).strip().splitlines()
+        found = type(error).__name__ if lines == [] else f"{type(error).__name__}: {lines[0]}"
+        raise CheckpointError(
+            str(config_dir / "config.json"),
+            f"transformers cannot read it ({found})",
+            f"a config of {kind}",
+            "compare it with the published one",
+        ) from error
     config.use_cache = False
     return config
 

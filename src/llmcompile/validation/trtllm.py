@@ -27,7 +27,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from llmcompile.errors import MismatchError, OptionsError, Problem, ToolchainError, collected
+from llmcompile.errors import (
+    CheckpointError,
+    LlmCompileError,
+    MismatchError,
+    OptionsError,
+    Problem,
+    ToolchainError,
+    collected,
+)
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -47,6 +55,7 @@ from llmcompile.validation.tensorrt_llm import (
     check_checkpoint,
     embedding_table,
     execute,
+    experts,
     position_table,
     relative_tables,
     stack_table,
@@ -112,11 +121,12 @@ class Subject:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json of the checkpoint; the decoder's of two."""
-        path = self.folder / "config.json"
-        path = path if path.is_file() else self.folder / "decoder" / "config.json"
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        """config.json of the checkpoint; the decoder's of two.
+
+        Raises:
+            MismatchError: It is not a JSON object.
+        """
+        return _read_config(self.folder)
 
     @property
     def dtype(self) -> str:
@@ -126,8 +136,29 @@ class Subject:
     @property
     def algorithm(self) -> str | None:
         """The recipe."""
-        found = self.config["quantization"].get("quant_algo")
+        found = _inside(self.config, "quantization").get("quant_algo")
         return None if found is None else str(found)
+
+    @cached_property
+    def model_config(self) -> Mapping[str, Any]:
+        """config.json of the model; empty for Meta's files, which have none.
+
+        Raises:
+            CheckpointError: It is not a JSON object.
+        """
+        path = self.checkpoint / "config.json"
+        return _json_object(path, CheckpointError, "the model's config") if path.is_file() else {}
+
+    @property
+    def window(self) -> int | None:
+        """Tokens a layer of the model attends to at most; None without such a limit.
+
+        TensorRT-LLM is told when an engine runs (max_attention_window), so no checkpoint holds it.
+        """
+        found = self.model_config.get("sliding_window")
+        if self.family.startswith(("qwen2", "qwen3")) and self.model_config.get("use_sliding_window") is not True:
+            return None
+        return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
     @property
     def two_stacks(self) -> bool:
@@ -141,10 +172,56 @@ class Subject:
 
 
 def ranks(folder: Path) -> int:
-    """Rank files of a checkpoint."""
+    """Rank files of a checkpoint.
+
+    Raises:
+        MismatchError: Its config.json is not a JSON object, or world_size is no whole number above 0.
+    """
+    mapping = _read_config(folder).get("mapping")
+    world = mapping.get("world_size", 1) if isinstance(mapping, dict) else mapping
+    if mapping is None or world is None:
+        return 1
+    if not isinstance(world, int) or isinstance(world, bool) or world < 1:
+        subject = f"{_config_path(folder)}: mapping{': world_size' if isinstance(mapping, dict) else ''}"
+        expected = "a whole number >= 1" if isinstance(mapping, dict) else "an object"
+        raise MismatchError(subject, repr(world), expected, "build the checkpoint again")
+    return world
+
+
+def _config_path(folder: Path) -> Path:
     path = folder / "config.json"
-    path = path if path.is_file() else folder / "decoder" / "config.json"
-    return int(json.loads(path.read_text(encoding="utf-8")).get("mapping", {}).get("world_size", 1))
+    return path if path.is_file() else folder / "decoder" / "config.json"
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    path = _config_path(folder)
+    return _json_object(path if path.is_file() else folder / "config.json", MismatchError, "a checkpoint's config")
+
+
+def _json_object(path: Path, kind: type[LlmCompileError], expected: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(str(path), f"unreadable: {error}", expected, _HINTS[kind]) from error
+    if not isinstance(content, dict):
+        raise kind(str(path), f"a JSON {type(content).__name__}", "an object", _HINTS[kind])
+    return content
+
+
+_HINTS: Mapping[type[LlmCompileError], str] = MappingProxyType(
+    {MismatchError: "build the checkpoint again", CheckpointError: "get the model again"}
+)
+
+
+def _inside(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under `key`; empty where it is absent or null. `check_checkpoint` has refused anything else."""
+    found = config.get(key)
+    return {} if found is None else found
+
+
+def _count(config: Mapping[str, Any], key: str, default: int) -> int:
+    found = config.get(key)
+    return default if found is None else int(found)
 
 
 def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_remote_code: bool) -> Iterator[Finding]:
@@ -165,12 +242,19 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         CheckpointError: The model's weights do not fit its config.json.
         OptionsError: The text to score on cannot be read, or is empty.
     """
-    _text(subject.eval_text)
+    if subject.eval_text is not None:
+        read_text(subject.eval_text)
     problems = check_checkpoint(subject.folder)
     if len(problems) == 0:
         problems = list(_contradictions(subject))
     if len(problems) > 0:
         raise collected(MismatchError, problems)
+    window = subject.window
+    if window is not None and window < min(_WINDOW, subject.sizes.get("positions", _WINDOW)):
+        yield (
+            f"the model attends to {window} tokens at most, which TensorRT-LLM is told when it runs "
+            "(max_attention_window); no longer sequence was compared"
+        )
     with _oracle(subject, trust_remote_code) as oracle:
         passed = True
         for name, tokens in _inputs(subject, oracle):
@@ -180,7 +264,15 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
             for item in _checks(subject, oracle, name, tokens, atol, rtol):
                 passed &= isinstance(item, str) or not item.decisive or item.comparison.passed
                 yield item
-        problems = [*_table_differences(subject, oracle), *_scale_differences(subject, oracle)] if passed else []
+        problems = (
+            [
+                *_table_differences(subject, oracle),
+                *_expert_differences(subject, oracle),
+                *_scale_differences(subject, oracle),
+            ]
+            if passed
+            else []
+        )
         if len(problems) > 0:
             raise collected(MismatchError, problems)
         if subject.algorithm is not None and not subject.two_stacks:
@@ -244,7 +336,8 @@ def _attention(subject: Subject) -> str:
 def _decoder_tokens(subject: Subject, batch: int) -> Tensor | None:
     if not subject.two_stacks:
         return None
-    return fixed_tokens(subject.sizes["vocab"], batch=batch, sequence=_DECODER_SEQUENCE, seed=1)
+    length = min(_DECODER_SEQUENCE, _longest(subject))
+    return fixed_tokens(subject.sizes["vocab"], batch=batch, sequence=length, seed=1)
 
 
 # What storing and the runtime make of it
@@ -262,10 +355,10 @@ _LAYER = re.compile(r"\.(\d+)\.")
 def _stored_as(subject: Subject, weights: Weights) -> StoredAs:
     """What a parameter of the model is after it was cast and quantized, in float32, with no packing in between."""
     dtype, algorithm = _TORCH[subject.dtype], _written_recipe(subject)
-    mapping = subject.config["mapping"]
-    tp = int(mapping.get("tp_size", 1))
-    moe_tp = int(mapping.get("moe_tp_size", tp))
-    group = int(subject.config["quantization"].get("group_size", 128))
+    mapping = _inside(subject.config, "mapping")
+    tp = _count(mapping, "tp_size", 1)
+    moe_tp = _count(mapping, "moe_tp_size", tp // _count(mapping, "moe_ep_size", 1))
+    group = _count(_inside(subject.config, "quantization"), "group_size", 128)
     adds_one = subject.family in ("gemma", "gemma2")
 
     def stored(name: str, tensor: Tensor, module: nn.Module) -> Tensor:
@@ -362,12 +455,17 @@ _SIZES = (
     ("num_key_value_heads", "kv_heads"),
 )
 _AS_MODEL = "write the model's own"
+_AGAIN = "convert the model again"
 _OTHER_MODEL = "check --model: the checkpoint seems to be made from another one"
 
 
 def _contradictions(subject: Subject) -> Iterator[Problem]:
     """Where config.json speaks of another model, so that nothing can be compared, or numbers are too coarse to tell."""
     config = subject.config
+    if subject.two_stacks != ("decoder_layers" in subject.sizes):
+        found = "an encoder and a decoder" if subject.two_stacks else "one stack of layers"
+        yield Problem(str(subject.folder), found, f"those of {subject.family}", _OTHER_MODEL)
+        return
     layers = "decoder_layers" if subject.two_stacks else "layers"
     for key, axis in (*_SIZES, ("num_hidden_layers", layers)):
         if axis in subject.sizes and config.get(key, subject.sizes[axis]) != subject.sizes[axis]:
@@ -379,8 +477,7 @@ def _contradictions(subject: Subject) -> Iterator[Problem]:
     if "positions" in subject.sizes and subject.family != "meta_llama":
         wanted["max_position_embeddings"] = subject.sizes["positions"]
     if subject.family == "t5":
-        model = json.loads((subject.checkpoint / "config.json").read_text(encoding="utf-8"))
-        wanted["max_distance"] = model.get("relative_attention_max_distance", 128)
+        wanted["max_distance"] = subject.model_config.get("relative_attention_max_distance", 128)
     for part in ("encoder/", "decoder/") if subject.two_stacks else ("",):
         given = json.loads((subject.folder / part / "config.json").read_text(encoding="utf-8"))
         for key, value in wanted.items():
@@ -391,7 +488,13 @@ def _contradictions(subject: Subject) -> Iterator[Problem]:
 
 
 def _longest(subject: Subject) -> int:
-    return min(subject.sizes.get("positions", 32), 32)
+    return _allowed(subject, 32)
+
+
+def _allowed(subject: Subject, length: int) -> int:
+    """`length`, or as many tokens as the model has positions for and attends to."""
+    positions, window = subject.sizes.get("positions", length), subject.window
+    return min(length, positions, length if window is None else window)
 
 
 def _inputs(subject: Subject, oracle: _Oracle) -> Iterator[tuple[str, Tensor | None]]:
@@ -498,7 +601,7 @@ def _different_distances(subject: Subject, oracle: _Oracle) -> Iterator[Problem]
         wanted = oracle.weights.read(stored).T.to(_TORCH[subject.dtype]).float()
         for name, found in relative_tables(subject.folder, decoder=stack == "decoder"):
             if not torch.equal(found, wanted):
-                yield Problem(name, f"not {stored}, transposed", "the model's, cast", "convert the model again")
+                yield Problem(name, f"not {stored}, transposed", "the model's, cast", _AGAIN)
 
 
 def _different_rows(
@@ -507,16 +610,46 @@ def _different_rows(
     expected, row = oracle.weights.read(table.stored), table.skip
     for block in blocks:
         wanted = expected[row : row + len(block)].to(_TORCH[subject.dtype]).float()
-        same = (block == wanted) | (block.isnan() & wanted.isnan())
+        same = _same(block, wanted)
         if not bool(same.all()):
             at = int((~same).any(dim=1).nonzero()[0])
             text = f"row {row + at - table.skip} is not row {row + at} of {table.stored}"
-            yield Problem(name, text, "the model's, cast", "convert the model again")
+            yield Problem(name, text, "the model's, cast", _AGAIN)
             return
         row += len(block)
     if row != len(expected):
         found, wanted_rows = f"{row - table.skip} rows", f"{len(expected) - table.skip}, as {table.stored}"
-        yield Problem(name, found, wanted_rows, "convert the model again")
+        yield Problem(name, found, wanted_rows, _AGAIN)
+
+
+_EXPERT_NAMES = {
+    "mixtral": ("block_sparse_moe.experts", {"gate": "w1", "up": "w3", "down": "w2"}),
+    "qwen2_moe": ("mlp.experts", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+    "qwen3_moe": ("mlp.experts", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+}
+"""Where transformers keeps the experts of a family, and what it calls their parts."""
+
+
+def _expert_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
+    """Where an expert is not the model's, cast and quantized: a run only feels those its tokens were routed to."""
+    if subject.family not in _EXPERT_NAMES:
+        return
+    parent, parts = _EXPERT_NAMES[subject.family]
+    stored = _stored_as(subject, oracle.as_stored)
+    empty = nn.Linear(1, 1, device="meta")
+    for matrix in experts(subject.folder):
+        name = f"model.layers.{matrix.layer}.{parent}.{matrix.expert}.{parts[matrix.part]}.weight"
+        wanted = stored(name, oracle.as_stored.read(name), empty).float()
+        fits = matrix.weight.shape == wanted.shape
+        if not fits or not bool(_same(matrix.weight, wanted).all()):
+            where = f"layer {matrix.layer}, expert {matrix.expert}, {matrix.part}"
+            found = f"off by up to {scale(matrix.weight - wanted):.3g}" if fits else f"{tuple(matrix.weight.shape)}"
+            yield Problem(where, found, f"{name} as stored", _AGAIN)
+            return
+
+
+def _same(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found == wanted) | (found.isnan() & wanted.isnan())
 
 
 _FP8_LAYERS = {
@@ -533,7 +666,8 @@ def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
     weights, config = oracle.weights, subject.config
     if not isinstance(weights, QuantizedWeights) or weights.method != "fp8":
         return
-    tp, pp = int(config["mapping"].get("tp_size", 1)), int(config["mapping"].get("pp_size", 1))
+    mapping = _inside(config, "mapping")
+    tp, pp = _count(mapping, "tp_size", 1), _count(mapping, "pp_size", 1)
     layers, start = subject.sizes["layers"], 0
     for stage in range(pp):
         count = layers // pp + (stage < layers % pp)
@@ -543,7 +677,10 @@ def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
                 for local in range(count):
                     for module, parts in _FP8_LAYERS.items():
                         name = f"transformer.layers.{local}.{module}.activation_scaling_factor"
-                        found = float(opened.get_tensor(name))
+                        found = float(opened.get_tensor(name).float().reshape(()))
+                        if not 0 < found < math.inf:
+                            yield Problem(f"{name} in {path.name}", str(found), "a finite number above 0", _AGAIN)
+                            continue
                         layer = f"model.layers.{start + local}"
                         wanted = max(weights.input_scale(f"{layer}.{part}") for part in parts)
                         if found != wanted:
@@ -601,14 +738,12 @@ class _Likelihood:
         return math.exp(min(700.0, self._nats / max(1, self._tokens)))
 
 
-def _text(path: Path | None) -> str:
-    """The text to score on.
+def read_text(path: Path) -> str:
+    """The user's text to score on.
 
     Raises:
-        OptionsError: The user's cannot be read, or there is nothing in it.
+        OptionsError: It cannot be read, or there is nothing in it.
     """
-    if path is None:
-        return SAMPLE
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -620,13 +755,14 @@ def _text(path: Path | None) -> str:
 
 def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor], str]:
     """What is fed and its name; a sentence where the text could not be."""
-    text = _text(subject.eval_text)
+    text = SAMPLE if subject.eval_text is None else read_text(subject.eval_text)
     name = "a sample text" if subject.eval_text is None else subject.eval_text.name
-    window = min(_WINDOW, subject.sizes.get("positions", _WINDOW))
+    window = _allowed(subject, _WINDOW)
     prompt = prompt_tokens(subject.checkpoint, text, window * _WINDOWS, trust_remote_code=oracle.trust_remote_code)
-    if prompt.tokens is None or prompt.tokens.shape[1] < 2:
+    if window < 2 or prompt.tokens is None or prompt.tokens.shape[1] < 2:
         tokens = fixed_tokens(subject.sizes["vocab"], batch=1, sequence=min(window, 64), seed=2)
-        reason = "too few tokens in it" if prompt.tokens is not None else prompt.reason
+        few = "no token follows another" if window < 2 else "too few tokens in it"
+        reason = few if prompt.tokens is not None else prompt.reason
         return "a fixed sequence", [tokens], f"no text was scored: {reason}"
     windows = [part for part in torch.split(prompt.tokens, window, 1) if part.shape[1] > 1]
     return name, windows, ""
@@ -651,9 +787,7 @@ def _logits(path: Path) -> Any:
 
 def end_token(subject: Subject) -> int:
     """The token an engine stops at; any will do where the model names none, since one token is generated."""
-    path = subject.checkpoint / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found = content.get("eos_token_id")
+    found = subject.model_config.get("eos_token_id")
     found = found[0] if isinstance(found, list) and len(found) > 0 else found
     return found if isinstance(found, int) else 0
 

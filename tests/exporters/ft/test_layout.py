@@ -145,6 +145,13 @@ def test_a_degree_that_divides_every_split_axis_is_taken(variant: str, tp: int) 
 # Models that cannot be represented
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("gpt2-a", {"activation_function": "silu"}, {}, "activation silu"),
     ("gpt2-a", {"bos_token_id": None}, {}, "bos_token_id: null"),
@@ -172,7 +179,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("llama-a", {"bos_token_id": None}, {}, "bos_token_id: null"),
     ("llama-a", {"eos_token_id": None}, {}, "eos_token_id: null"),
     ("llama-a", {"rope_theta": 500000.0}, {}, "rope_theta 500000"),
-    ("llama-a", {"rope_scaling": {"rope_type": "llama3"}}, {}, "rope_scaling llama3"),
+    ("llama-a", {"rope_scaling": LLAMA3}, {}, "rope_scaling llama3"),
     ("llama-a", {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, {}, "rope_theta 1e+06"),
     ("llama-a", {"attention_bias": True}, {}, "attention_bias true"),
     ("llama-a", {"mlp_bias": True}, {}, "mlp_bias true"),

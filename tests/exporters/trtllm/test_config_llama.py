@@ -251,16 +251,24 @@ def test_experts_of_qwen_are_normalized_if_the_checkpoint_says_so(family: str, n
     assert found["moe"]["normalization_mode"] == mode
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
 @pytest.mark.parametrize(
     ("scaling", "written"),
     [
         (None, None),
         ({"rope_type": "default"}, None),
         ({"type": "linear", "factor": 2.0}, {"type": "linear", "factor": 2.0}),
-        ({"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0, "type": "dynamic"}),
         (
-            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
-            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "type": "llama3"},
+            LLAMA3,
+            {**LLAMA3, "type": "llama3"},
         ),
     ],
 )
@@ -363,7 +371,9 @@ def test_gemma_shares_and_splits_its_embedding(family: str, tp: int) -> None:
         ("llama", {"hidden_act": "mish"}, {}, "config.json: activation"),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, {}, "config.json: rope_scaling"),
         ("llama", {"rope_scaling": LONG}, {}, "config.json: rope_scaling"),
-        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, {"version": (0, 11, 0)}, "config.json: rope_scaling"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {}, "config.json: rope_scaling"),
+        ("phi3", {"rope_scaling": {**LONG, "short_factor": ["x"] * 4}}, {}, "config.json: rope_scaling"),
+        ("llama", {"rope_scaling": LLAMA3}, {"version": (0, 11, 0)}, "config.json: rope_scaling"),
         ("llama", {"head_dim": 10}, {"version": (0, 9, 0)}, "TensorRT-LLM"),
         ("mistral", {"head_dim": 10}, {"version": (0, 9, 0)}, "TensorRT-LLM"),
         ("mixtral", {"hidden_act": "gelu"}, {}, "config.json: hidden_act"),

@@ -13,7 +13,7 @@ from llmcompile.dtypes import BF16, FP16, FP32, DType
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm.backend import recorded
-from llmcompile.exporters.trtllm.layout import make_layout
+from llmcompile.exporters.trtllm.layout import make_layout, recipes
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 
 LLAMA: dict[str, Any] = {
@@ -204,6 +204,59 @@ def test_a_refusal_says_what_was_found_and_what_to_do(
     assert found in str(problem)
     assert hint in problem.hint
     assert (made.rows, made.texts, made.notes) == ((), {}, ())
+
+
+QUANTIZED = {
+    "fp8": {"quant_method": "fp8", "activation_scheme": "static"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False},
+    "awq": AWQ_CONFIG,
+}
+OPT = {
+    "architectures": ["OPTForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 128,
+    "max_position_embeddings": 64,
+}
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 64,
+    "n_positions": 64,
+    "n_embd": 128,
+    "n_layer": 2,
+    "n_head": 4,
+}
+
+
+@pytest.mark.parametrize(("config", "method"), [(OPT, "fp8"), (GPT2, "gptq"), (GPT2, "awq")])
+def test_quantized_checkpoints_that_nothing_reads_back_are_refused(config: dict[str, Any], method: str) -> None:
+    """Where the result could not be held against the model, the family is named."""
+    made = layout({**config, "quantization_config": QUANTIZED[method]})
+
+    (problem,) = made.refusals
+    assert problem.subject == "config.json: quantization_config"
+    assert problem.found == f"{'fp8' if method == 'fp8' else 'w4a16_gptq'} with {lookup(config).name}"
+    assert problem.hint == "start from the unquantized checkpoint"
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2"])
+def test_float8_checkpoints_that_are_read_back_are_not_refused(name: str) -> None:
+    """Families with one tensor for each of q, k, v, o, gate, up and down."""
+    config = {**LLAMA, "architectures": [f"{name}ForCausalLM"], "head_dim": 32, "quantization_config": QUANTIZED["fp8"]}
+
+    assert layout(config, trtllm_version="1.0.0").refusals == ()
+    assert "fp8" in recipes(lookup(config).name)
+
+
+@pytest.mark.parametrize(
+    ("family", "left_out"),
+    [("gpt2", {"fp8", "w4a16_gptq"}), ("opt", {"fp8"}), ("meta_llama", {"fp8"}), ("llama", set())],
+)
+def test_recipes_of_a_family_are_those_that_are_not_refused(family: str, left_out: set[str]) -> None:
+    """What README.md lists for a family leaves out what its layout refuses by name."""
+    assert {"fp8", "w4a16_gptq"} - set(recipes(family)) == left_out
 
 
 def test_all_refusals_are_said_at_once() -> None:

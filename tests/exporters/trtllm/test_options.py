@@ -43,7 +43,10 @@ def test_the_defaults_are_an_unquantized_engine_of_the_last_release() -> None:
         ({"embedding_sharding_dim": 1}, "--embedding-sharding-dim: 1 without --use-parallel-embedding"),
         ({"use_embedding_sharing": True}, "--use-embedding-sharing: with TensorRT-LLM 1.2.1, which shares"),
         ({"stop_after": "checkpoint", "from_checkpoint": Path("c")}, "--stop-after: checkpoint with --from-checkpoint"),
-        ({"from_checkpoint": Path("c"), "quantization": "w8a16"}, "--quantization: with --from-checkpoint"),
+        (
+            {"from_checkpoint": Path("c"), "use_parallel_embedding": True},
+            "--use-parallel-embedding: with --from-checkpoint",
+        ),
         ({"from_checkpoint": Path("c"), "keep_checkpoint": True}, "--keep-checkpoint: with --from-checkpoint"),
         ({"engine": (("--output_dir", "x"),)}, "--output_dir: given as an engine flag"),
         ({"engine": (("--max_output_len", "9"),)}, "--max_output_len: trtllm-build of TensorRT-LLM 1.2.1 lacks it"),

@@ -804,6 +804,108 @@ def test_float8_parts_of_qkv_are_brought_to_one_scale() -> None:
         same(tensors[f"{LAYER}attention.qkv.activation_scaling_factor"], inputs.reshape(1))
 
 
+SCALES: Mapping[str, np.dtype[Any]] = {
+    "bf16": BF16,
+    "fp16": np.dtype(np.float16),
+    "fp32": np.dtype(np.float32),
+}
+
+
+def rescaled(weights: Weights, kind: np.dtype[Any]) -> tuple[Weights, Weights]:
+    """The weights with scales stored as `kind`, and with the same scales as the vendor's quantizers store them."""
+    ends = {".scales": np.float16, "_scale": np.float32}
+    stored, usual = dict(weights), dict(weights)
+    for name, array in weights.items():
+        for end, type_ in ends.items():
+            if name.endswith(end):
+                stored[name] = array.astype(kind)
+                usual[name] = stored[name].astype(type_)
+    return stored, usual
+
+
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8"])
+def test_scales_are_numbers_whatever_they_are_stored_as(method: str, kind: str) -> None:
+    """Scales of another float type make the same bytes as those values in the usual type do."""
+    source = {"awq": AWQ, "gptq": GPTQ}
+    config = FP8_SOURCE if method == "fp8" else {**GPTQ_SOURCE, "quantization_config": source[method]}
+    stored, usual = rescaled(random_weights(config), SCALES[kind])
+
+    found, expected = (ranks_of(config, weights, tp=2, dtype="bfloat16") for weights in (stored, usual))
+
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, array in theirs.items():
+            same(ours[name], array)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_offsets_are_made_of_the_scales_that_stand_beside_them(method: str) -> None:
+    """float32 scales are rounded to float16 first: (q - 8) * scale + zero is then 0 where q is the zero point."""
+    config = {**GPTQ_SOURCE, "quantization_config": {"awq": AWQ, "gptq": GPTQ}[method]}
+    weights = random_weights(config)
+    exact = {
+        name: np.random.default_rng(7).uniform(0.01, 0.1, array.shape).astype(np.float32)
+        for name, array in weights.items()
+        if name.endswith(".scales")
+    }
+
+    (found,) = ranks_of(config, {**weights, **exact}, dtype="float16")
+
+    name = "layers.0.mlp.down_proj"
+    scales = exact[f"{name}.scales"].astype(np.float16)
+    _, _, zeros = linear({**weights, f"{name}.scales": scales}, name, method)
+    same(found[f"{LAYER}mlp.proj.weights_scaling_factor"], scales)
+    same(found[f"{LAYER}mlp.proj.zero"], zeros.astype(np.float16))
+
+
+@pytest.mark.parametrize("scale", [1e6, 6e4])
+def test_scales_beyond_float16_are_counted(scale: float) -> None:
+    """A scale of 1e6 is infinite in the artifact, and one of 6e4 makes infinite offsets; the run says so."""
+    config = {**GPTQ_SOURCE, "quantization_config": GPTQ}
+    weights = random_weights(config)
+    name = "layers.0.mlp.down_proj.scales"
+    weights[name] = np.full(weights[name].shape, scale, np.float32)
+
+    with scratch() as folder:
+        save(folder / "hf", config, weights)
+        with WorkDirectory(folder / "out", job={}, resume=False, force=False) as work:
+            streamed = stream(
+                plan_of(folder / "hf", dtype="float16"),
+                open_checkpoint(folder / "hf").files,
+                work,
+                prefix="",
+                budget_bytes=1 << 30,
+                workers=1,
+                advance=lambda size_bytes, tensor: None,
+            )
+
+    assert streamed.overflowed.keys() == {name}
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.5, np.nan, np.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.0.self_attn.k_proj.weight_scale",
+        "layers.0.self_attn.v_proj.input_scale",
+        "layers.0.mlp.down_proj.weight_scale",
+        "layers.0.mlp.up_proj.input_scale",
+    ],
+)
+def test_float8_scales_that_are_none_are_named(name: str, bad: float) -> None:
+    """A scale must be finite and above 0; the tensor that holds another is named, wherever it stands among others."""
+    weights = random_weights(FP8_SOURCE)
+    weights[name] = np.full(weights[name].shape, bad, np.float32)
+
+    with pytest.raises(CheckpointError) as caught:
+        ranks_of(FP8_SOURCE, weights, dtype="bfloat16")
+
+    (problem,) = caught.value.problems
+    assert (problem.subject, problem.found) == (name, f"a scale of {bad}")
+    assert problem.expected == "finite numbers above 0"
+
+
 def test_a_float8_cache_has_a_scale_of_one_in_every_layer() -> None:
     """attention.kv_cache_scaling_factor is 1.0 in float32 on each rank."""
     config = {**LLAMA, "num_hidden_layers": 2}
@@ -892,7 +994,7 @@ def test_weight_only_rows_have_scales_of_the_largest_weight(bits: int) -> None:
     ids=["w8a16", "w4a16_awq"],
 )
 def test_shapes_that_cannot_be_packed_are_problems(given_: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    """The tensor is named with its shape on each rank, what is needed, and another --tp as the way on."""
+    """The tensor is named with its shape on each rank, what is needed, and the way on."""
     save(tmp_path / "hf", LLAMA, random_weights(LLAMA))
 
     plan = plan_of(tmp_path / "hf", dtype="float16", **given_)
@@ -900,7 +1002,56 @@ def test_shapes_that_cannot_be_packed_are_problems(given_: dict[str, Any], reaso
     problem = next(problem for problem in plan.problems if "mlp.fc" in problem.subject)
     assert problem.subject == f"{LAYER}mlp.fc.weight"
     assert problem.found == reason
-    assert "choose another --tp (now 1)" in problem.hint
+    assert problem.hint == "drop --quantization; no --tp suits every matrix"
+
+
+PACKABLE = {**GPTQ_SOURCE, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 16}
+
+
+@pytest.mark.parametrize(("recipe", "degrees"), [("w8a16", "1, 2, 4"), ("w4a16", "1, 2, 4"), ("w4a16_awq", "1, 2")])
+def test_degrees_that_the_builder_cannot_lay_out_are_told(recipe: str, degrees: str, tmp_path: Path) -> None:
+    """256 inputs on 8 ranks are 32 each, half a tile of 64: what stops the builder is known from the plan."""
+    save(tmp_path / "hf", PACKABLE, random_weights(PACKABLE))
+
+    plan = plan_of(tmp_path / "hf", dtype="float16", tp=8, quantization=recipe)
+
+    problem = next(problem for problem in (*plan.problems, *plan.unpackable) if "mlp.proj" in problem.subject)
+    assert problem.found == "shape (256, 32) on each rank"
+    assert "32 inputs / 64 = 0.50" in problem.expected
+    assert f"choose a --tp that suits every matrix ({degrees}; now 8)" in problem.hint
+    assert "drop --quantization" in problem.hint
+
+
+@pytest.mark.parametrize("recipe", ["w8a16", "w4a16"])
+def test_degrees_that_the_builder_can_lay_out_are_no_problem(recipe: str, tmp_path: Path) -> None:
+    """256 inputs on 4 ranks are a tile each."""
+    save(tmp_path / "hf", PACKABLE, random_weights(PACKABLE))
+
+    plan = plan_of(tmp_path / "hf", dtype="float16", tp=4, quantization=recipe)
+
+    assert (plan.problems, plan.unpackable) == ((), ())
+
+
+def test_experts_that_the_builder_cannot_lay_out_are_told(tmp_path: Path) -> None:
+    """Those too are quantized by the builder; the router and the head are not."""
+    config = {**MIXTRAL, "hidden_size": 128, "intermediate_size": 40}
+    save(tmp_path / "hf", config, random_weights(config))
+
+    plan = plan_of(tmp_path / "hf", dtype="float16", quantization="w8a16")
+
+    assert [problem.subject for problem in plan.unpackable] == [f"{LAYER}mlp.fc.weight", f"{LAYER}mlp.proj.weight"]
+
+
+def test_groups_that_do_not_divide_blame_their_size(tmp_path: Path) -> None:
+    """192 inputs are three groups of 64, and one and a half of 128."""
+    config = {**GPTQ_SOURCE, "intermediate_size": 192}
+    save(tmp_path / "hf", config, random_weights(config))
+
+    (problem,) = plan_of(tmp_path / "hf", dtype="float16", quantization="w4a16_awq").problems
+
+    assert problem.subject == f"{LAYER}mlp.proj.weight"
+    assert "192 inputs / 128 = 1.50" in problem.expected
+    assert problem.hint == "give --group-size 64 (now 128); no --tp suits every matrix"
 
 
 def test_a_weight_that_is_not_finite_cannot_be_packed() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -276,11 +277,18 @@ def test_kernel_timings_of_one_build_begin_the_next(make: Callable[..., Toolchai
     assert (work / "model.cache").read_bytes() == b"timings"
 
 
+SECRETS = (
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LLMCOMPILE_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"),
+    *("OPENAI_KEY", "GITHUB_PAT", "SSH_PRIVATE_KEY", "DB_PASS", "NETRC_AUTH", "DB_PWD", "KEY", "db_password"),
+    *("DOCKER_AUTH_CONFIG", "SSH_AUTH_SOCK", "GPG_PASSPHRASE"),
+)
+
+
 def test_tokens_do_not_reach_the_builder(
     make: Callable[..., Toolchain], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HF_TOKEN and its like, and our own variables, are dropped; others are kept."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LLMCOMPILE_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
+    for name in SECRETS:
         monkeypatch.setenv(name, "hf_secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     lines = build(make(), options(), tmp_path)
@@ -289,6 +297,59 @@ def test_tokens_do_not_reach_the_builder(
     assert "hf_secret" not in seen.values()
     assert seen["CUDA_VISIBLE_DEVICES"] == "0"
     assert not any("hf_secret" in line.text for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "PATH", "PWD", "OLDPWD", "XAUTHORITY", "KEYBOARD", "COMPASS", "PYTHONPATH"]
+)
+def test_what_only_looks_like_a_secret_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word of a name decides, not a part of a word."""
+    monkeypatch.setenv(name, "/some/where")
+
+    assert tools.child_environment()[name] == "/some/where"
+
+
+def test_a_url_with_a_password_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its name; one without stays."""
+    monkeypatch.setenv("DATABASE_URL", "postgres://me:hunter2@host/db")
+    monkeypatch.setenv("SOME_URL", "https://host:8080/a@b")
+
+    assert "DATABASE_URL" not in tools.child_environment()
+    assert "SOME_URL" in tools.child_environment()
+
+
+def test_tokens_do_not_reach_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the first of that name on PATH, and gets the builder's environment."""
+    standin.script(tmp_path / "nvidia-smi", f'env > "{tmp_path}/seen"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    tools.visible_gpus()
+
+    assert "hf_secret" not in (tmp_path / "seen").read_text()
+
+
+def test_a_log_without_an_end_of_line_comes_in_pieces(
+    make: Callable[..., Toolchain], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three million characters are not held at once, and the error shows the beginning of each piece."""
+    found, lines = make(), list[Line]()
+    monkeypatch.setenv("TRTLLM_STANDIN", "babble")
+    standin.checkpoint(tmp_path / "checkpoint")
+
+    with pytest.raises(ToolchainError) as caught:
+        tools.build_engine(
+            found,
+            options(),
+            checkpoint=tmp_path / "checkpoint",
+            output=tmp_path / "engine",
+            folder=work,
+            on_line=lines.append,
+        )
+
+    assert sum(line.text.count("x") for line in lines if set(line.text) == {"x"}) == 3_000_000
+    assert max(len(line.text) for line in lines) <= 1 << 17
+    assert len(caught.value.problems[0].hint) < 30_000
 
 
 def test_a_failed_build_shows_its_last_twenty_lines(
@@ -373,6 +434,49 @@ def test_whatever_ends_us_ends_the_builder(
     wait_for(lambda: not any(alive(int(pid)) for pid in (work / "pids").read_text().split()))
 
 
+def test_a_killed_run_leaves_no_builder_behind(
+    make: Callable[..., Toolchain], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After kill -9 the builder and its workers end, so that the next run does not race with them."""
+    found = make()
+    standin.checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setenv("TRTLLM_STANDIN", "hang")
+    words = [str(found.python.parent / "trtllm-build"), "--checkpoint_dir", str(tmp_path / "checkpoint")]
+    words += ["--output_dir", str(tmp_path / "engine")]
+    call = (
+        "from pathlib import Path; from llmcompile.exporters.trtllm import toolchain as t; "
+        f"t._run({words!r}, Path({str(work)!r}), None, lambda line: None)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", call])
+    wait_for(lambda: (work / "pids").exists() and len((work / "pids").read_text().split()) == 2)
+    pids = [int(pid) for pid in (work / "pids").read_text().split()]
+    running = [alive(pid) for pid in pids]
+
+    killed.kill()
+    killed.wait()
+
+    assert running == [True, True]
+    wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_builder_that_ignores_the_end_is_killed(tmp_path: Path) -> None:
+    """What does not heed SIGTERM gets SIGKILL, by the process between, whoever of us is left."""
+    stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+    script = Path(tools.__file__).with_name("launcher.py")
+    short = script.read_text().replace("_GRACE_SECONDS = 10.0", "_GRACE_SECONDS = 0.3")
+    (tmp_path / "launcher.py").write_text(short)
+    words = [sys.executable, "-I", str(tmp_path / "launcher.py"), str(os.getpid()), "sh", "-c", stubborn]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+
+    process.terminate()
+
+    assert process.wait(10) == -signal.SIGKILL
+    assert process.stdout.read() == b""  # closed by all that had it
+    process.stdout.close()
+
+
 def test_a_program_that_cannot_start_is_said_so(work: Path, tmp_path: Path) -> None:
     """Exit code 6, not our traceback."""
     with pytest.raises(ToolchainError, match="cannot be started"):
@@ -430,6 +534,19 @@ def test_a_failure_of_the_api_shows_its_traceback(
         build(make(program=False), options(builder="api"), tmp_path)
 
     assert "KeyError: 'NoSuchModel'" in caught.value.problems[0].hint
+
+
+def test_a_failure_of_the_api_can_be_repeated(make: Callable[..., Toolchain], work: Path, tmp_path: Path) -> None:
+    """The command in the hint needs no file of ours that is gone, and fails as it did."""
+    standin.checkpoint(tmp_path / "checkpoint", architecture="NoSuchModel")
+    with pytest.raises(ToolchainError) as caught:
+        build(make(program=False), options(builder="api"), tmp_path)
+    first = caught.value.problems[0].hint.splitlines()[0]
+
+    again = subprocess.run(first.removeprefix("to repeat it: "), shell=True, capture_output=True, text=True)
+
+    assert again.returncode == 1
+    assert "KeyError: 'NoSuchModel'" in again.stderr
 
 
 def test_our_modules_do_not_shadow_those_of_the_child(make: Callable[..., Toolchain]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcompile import quantization
 from llmcompile.dtypes import BY_NAME, FP32, INT8, DType, Shape
-from llmcompile.plan import Encoder, Encoding, TensorSpec
+from llmcompile.plan import Encoder, Encoding, Misfit, TensorSpec
 from llmcompile.transforms import Array, from_float32
 
 FP8 = BY_NAME["fp8_e4m3"]
@@ -43,12 +43,24 @@ def weight_only(bits: int) -> Encoding:
         rows=quantization.WeightOnly.ROWS,
         start=lambda dtype, asides: quantization.WeightOnly(dtype, bits),
         tensors=tensors,
-        check=lambda shape: _reason(quantization.check(shape[-2], shape[-1], bits)),
+        check=lambda shape: packable(shape, bits),
     )
 
 
-def _reason(found: str | None) -> str:
-    return "" if found is None else found
+def packable(shape: Shape, bits: int) -> Misfit | None:
+    """Why one rank's matrix (..., out, in) of float weights cannot be laid out in integers of `bits`; None if it can.
+
+    Wherever that is done: the builder lays deferred weights out under the same limits.
+    """
+    return _misfit(quantization.check(shape[-2], shape[-1], bits), "drop --quantization")
+
+
+def _misfit(reason: str | None, hint: str) -> Misfit | None:
+    return None if reason is None else Misfit(reason, hint)
+
+
+_FLOATS = "start from the unquantized checkpoint"
+"""What helps where the shape of a matrix that comes quantized is in the way."""
 
 
 def gptq(dtype: DType) -> Encoding:
@@ -66,7 +78,7 @@ def gptq(dtype: DType) -> Encoding:
         rows=quantization.Gptq.ROWS,
         start=lambda _, asides: quantization.Gptq(),
         tensors=tensors,
-        check=lambda shape: _reason(quantization.check(shape[0], shape[1] * 8, 4)),
+        check=lambda shape: _misfit(quantization.check(shape[0], shape[1] * 8, 4), _FLOATS),
     )
 
 
@@ -108,7 +120,7 @@ def awq_integers(dtype: DType) -> Encoding:
         rows=1,
         start=lambda _, asides: _AwqIntegers(),
         tensors=tensors,
-        check=lambda shape: _reason(quantization.check(shape[0] * 8, shape[1], 4)),
+        check=lambda shape: _misfit(quantization.check(shape[0] * 8, shape[1], 4), _FLOATS),
     )
 
 
@@ -117,11 +129,15 @@ def awq_zeros(qzeros: Array, scales: Array, dtype: DType) -> Array:
 
     Args:
         qzeros: int32 (groups, out / 8), as AutoAWQ packs them: the zero itself, not one less.
-        scales: float16 (groups, out).
+        scales: float32 (groups, out), of values that float16 holds.
         dtype: fp16 or bf16.
     """
     zeros = _awq_nibbles(qzeros).reshape(qzeros.shape[0], -1).astype(np.float32)
-    return from_float32((8 - zeros) * scales.astype(np.float32), dtype)
+    return from_float32((8 - zeros) * scales, dtype)
+
+
+_GROUPS = (64, 128)
+"""Usual sizes of a group, which messages suggest."""
 
 
 class _Awq:
@@ -156,11 +172,13 @@ def awq(group_size: int) -> Encoding:
             TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (inp,)),
         )
 
-    def check(shape: Shape) -> str:
-        out, inp = shape
-        if inp % group_size != 0:
-            return f"inputs in whole groups of {group_size}, not {inp}"
-        return "" if out % 2 == 0 else f"an even number of outputs, not {out}"
+    def check(shape: Shape) -> Misfit | None:
+        found, inp = packable(shape, 4), shape[-1]
+        if found is not None or inp % group_size == 0:
+            return found
+        reason = f"{inp} inputs / {group_size} = {inp / group_size:.2f}; a whole number of groups is needed"
+        sizes = " or ".join(str(size) for size in _GROUPS if inp % size == 0)
+        return Misfit(reason, f"give --group-size {sizes} (now {group_size})")
 
     return Encoding(
         name="int4 groupwise",
@@ -197,7 +215,13 @@ def fp8_requantized() -> Encoding:
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         return (TensorSpec(name, FP8, shape), TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (1,)))
 
-    return Encoding(name="float8 of one scale", rows=1, start=start, tensors=tensors)
+    return Encoding(name="float8 of one scale", rows=1, start=start, tensors=tensors, fault=scale_fault)
+
+
+def scale_fault(values: Array) -> str:
+    """What is wrong with a scale of float8: it must be finite and above 0; "" for nothing."""
+    wrong = values[~((values > 0) & np.isfinite(values))]
+    return "" if wrong.size == 0 else f"a scale of {float(wrong.flat[0])}"
 
 
 def add_one() -> Encoding:

@@ -174,7 +174,7 @@ def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
     """`Recipe.kind` of a recipe."""
     kinds = {"w4a16_gptq": "gptq", "w4a16_awq": "awq", "fp8": "fp8", "fp8_rowwise": "fp8_rowwise"}
     if resolved.recipe in ("w8a16", "w4a16"):
-        return "weight_only" if options.wo_layout == "sm80" else "plain"
+        return "weight_only" if options.wo_layout == "sm80" else "deferred"
     return "plain" if resolved.recipe is None else kinds[resolved.recipe]
 
 
@@ -295,6 +295,8 @@ def _recipe_refusals(
         method = {"w4a16_gptq": "GPTQ or AWQ", "fp8": "FP8"}[recipe]
         hint = "use w8a16, w4a16, w4a16_awq or fp8_rowwise, which need no data"
         yield Problem("--quantization", f"{recipe} for float weights", f"a checkpoint quantized with {method}", hint)
+    if "experts" not in dims.sizes and architecture.name not in ENCODER_DECODER:
+        yield from _unread(architecture, resolved)
     if recipe in _NO_EXPERTS and "experts" in dims.sizes:
         yield Problem("--quantization", f"{recipe} with experts", "w8a16 or w4a16", "--quantization w8a16, or none")
     if recipe is not None and architecture.name in ENCODER_DECODER and recipe not in ("w8a16", "w4a16"):
@@ -307,6 +309,21 @@ def _recipe_refusals(
         )
 
 
+def _unread(architecture: Architecture, resolved: Resolved) -> Iterator[Problem]:
+    """A recipe for checkpoints that come quantized, with a family of which such a checkpoint cannot be checked."""
+    found = f"{resolved.recipe} with {architecture.name}"
+    subject = "--quantization" if resolved.source == "" else "config.json: quantization_config"
+    hint = "start from the unquantized checkpoint"
+    if resolved.recipe == "fp8" and architecture.name not in _FP8:
+        yield Problem(subject, found, f"one of {', '.join(_FP8)}", hint)
+    if resolved.recipe == "w4a16_gptq" and architecture.name in _TRANSPOSED:
+        yield Problem(subject, found, "a family whose float weights are stored (out, in)", hint)
+
+
+_FP8 = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+"""Families with one tensor for each of q, k, v, o, gate, up and down, whose FP8 checkpoints are read."""
+_TRANSPOSED = ("gpt2",)
+"""Families whose float weights are stored (in, out), and whose packed integers are not."""
 _ROWWISE = ("llama", "meta_llama", "mistral")
 """Families whose converter upstream has the recipe (models/llama/convert.py)."""
 
@@ -317,6 +334,8 @@ def recipes(family: str) -> tuple[str, ...]:
         return ("w8a16", "w4a16")
     left_out = {*_NO_EXPERTS} if FAMILIES[family].mlp == "experts" else set()
     left_out |= set() if family in _ROWWISE else {"fp8_rowwise"}
+    left_out |= set() if family in _FP8 else {"fp8"}
+    left_out |= {"w4a16_gptq"} if family in _TRANSPOSED else set()
     return tuple(name for name in versions.RECIPES if name not in left_out)
 
 

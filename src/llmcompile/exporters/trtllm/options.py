@@ -217,7 +217,7 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
         problems.append(Problem("--build-timeout", str(timeout), "a finite number of seconds, more than zero"))
     recipes = tuple(versions.RECIPES)
     words: tuple[tuple[str, object, tuple[object, ...]], ...] = (
-        ("--dtype", options.dtype, (None, *DTYPES)),
+        ("--dtype", options.dtype, (None, *DTYPES, "auto")),
         ("--quantization", options.quantization, (None, *recipes)),
         ("--wo-layout", options.wo_layout, ("deferred", "sm80")),
         ("--embedding-sharding-dim", options.embedding_sharding_dim, (0, 1)),
@@ -294,13 +294,16 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
     start = "--from-checkpoint"
     if options.from_checkpoint is not None:
         if options.stop_after is not None:
-            yield Problem("--stop-after", f"checkpoint with {start}: nothing is left to do", "one of them")
+            found = f"checkpoint with {start}: nothing is left to do"
+            yield Problem("--stop-after", found, "one of them", "drop --stop-after")
         if options.keep_checkpoint:
-            yield Problem("--keep-checkpoint", f"with {start}, which stays where it is", "one of them")
+            found = f"with {start}, which stays where it is"
+            yield Problem("--keep-checkpoint", found, "one of them", "drop --keep-checkpoint")
+        if options.build.workers is not None:
+            found = f"{options.build.workers} threads to convert with {start}, which is converted"
+            hint = f"for ranks built side by side: --build-workers {options.build.workers}"
+            yield Problem("--workers", found, "neither", hint)
         decided = (
-            ("--quantization", options.quantization is not None),
-            ("--dtype", options.dtype is not None),
-            ("--kv-cache", options.kv_cache is not None),
             ("--max-position-embeddings", options.max_position_embeddings is not None),
             ("--group-size", options.group_size != TrtllmOptions.group_size),
             ("--use-parallel-embedding", options.use_parallel_embedding),

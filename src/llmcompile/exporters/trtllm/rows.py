@@ -19,7 +19,7 @@ from llmcompile import quantization
 from llmcompile.dtypes import FP16, FP32, DType
 from llmcompile.exporters.trtllm import encodings
 from llmcompile.plan import Combine, Encoding, Row
-from llmcompile.transforms import Array
+from llmcompile.transforms import Array, cast
 
 RANK = "rank{rank}.safetensors"
 _LAYER = "transformer.layers.{layer}."
@@ -53,8 +53,9 @@ class Recipe:
 
     Attributes:
         dtype: The model's element type.
-        kind: "plain", "weight_only", "awq", "gptq", "fp8" or "fp8_rowwise".
-        bits: Of the integers of "weight_only".
+        kind: "plain", "deferred" (plain, for the builder to quantize), "weight_only", "awq", "gptq", "fp8" or
+            "fp8_rowwise".
+        bits: Of the integers of "weight_only" and "deferred".
         group_size: Inputs that share a scale.
         packed_outputs: Whether the integers of "gptq" are packed along the outputs, as AutoAWQ does.
         clamp: Largest magnitude of a weight of "fp8_rowwise".
@@ -225,7 +226,8 @@ def _linear(recipe: Recipe, name: str, roles: Sequence[str], split: str, *, unev
 
 def _plain(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven: str) -> Iterator[Row]:
     weights = tuple(f"{role}.weight" for role in roles)
-    yield Row(RANK, weights, tensor=f"{name}.weight", split=split, uneven=uneven, encoding=_integers(recipe))
+    row = Row(RANK, weights, tensor=f"{name}.weight", split=split, uneven=uneven, encoding=_integers(recipe))
+    yield replace(row, later=lambda shape: encodings.packable(shape, recipe.bits)) if recipe.kind == "deferred" else row
 
 
 def _integers(recipe: Recipe) -> Encoding | None:
@@ -258,8 +260,11 @@ def _gptq(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven:
     )
 
     def offsets(operands: Sequence[Array]) -> Array:
+        """From the scales as they are stored beside: (q - 8) x scale + zero is then 0 where q is the zero point."""
         zeros = encodings.awq_zeros if recipe.packed_outputs else quantization.gptq_zeros
-        return zeros(operands[1], operands[0], recipe.dtype)
+        # A scale that overflows is counted where it is stored; times nothing it is no number.
+        with np.errstate(invalid="ignore"):
+            return zeros(operands[1], cast(cast(operands[0], FP32, FP16), FP16, FP32), recipe.dtype)
 
     combine = Combine(offsets, (scales, zeros))
     yield Row(RANK, (), tensor=f"{name}.zero", split=split, uneven=uneven, in_first=True, combine=combine)
@@ -279,13 +284,13 @@ def _fp8(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven: 
 
 
 def _scale(tensor: str, roles: tuple[str, ...]) -> Row:
-    """The largest of some scalars, in float32."""
-    largest = Combine(_largest, tuple((role,) for role in roles), scalar=True)
+    """The largest of some scales, in float32."""
+    largest = Combine(_largest, tuple((role,) for role in roles), scalar=True, fault=encodings.scale_fault)
     return Row(RANK, (), tensor=tensor, dtype=FP32, combine=largest)
 
 
 def _largest(operands: Sequence[Array]) -> Array:
-    return np.asarray(max(float(operand.reshape(-1)[0]) for operand in operands), np.float32).reshape(1)
+    return np.asarray(np.concatenate([operand.reshape(-1) for operand in operands]).max(keepdims=True))
 
 
 def _kv_scale(recipe: Recipe) -> Iterator[Row]:
@@ -298,6 +303,7 @@ def _kv_scale(recipe: Recipe) -> Iterator[Row]:
 
 _WEIGHTS: Mapping[str, Callable[[Recipe, str, tuple[str, ...], str, str], Iterator[Row]]] = {
     "plain": _plain,
+    "deferred": _plain,
     "weight_only": _plain,
     "awq": _plain,
     "fp8_rowwise": _plain,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from llmcompile.errors import Problem, ToolchainError
-from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm import launcher, versions
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 
 BUILDER = "trtllm-build"
@@ -33,11 +33,25 @@ PARTS = ("encoder", "decoder")
 """The two checkpoints, and engines, of an encoder-decoder model."""
 LAST_LINES = 20
 _WORKER = Path(__file__).with_name("worker.py")
+_LAUNCHER = Path(launcher.__file__)
+_LINE_BYTES = 1 << 16
+"""A longer line of the log comes in pieces of this size."""
+_TAIL_CHARACTERS = 1000
 _PROBE_SECONDS = 120.0
 _GRACE_SECONDS = 10.0
 _GPU_FIELDS = "index,name,compute_cap,driver_version,memory.total"
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
-_NO_SECRET = ("TOKENIZERS_PARALLELISM",)
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|(ACCESS|PRIVATE)_?KEY"
+    r"|(^|_)(KEYS?|PASS|PAT|AUTH|NETRC|COOKIE)(_|\d|$)|.+_PWD$|^SSH_AUTH_SOCK$",
+    re.IGNORECASE,
+)
+"""Names of variables that a builder must not see: anywhere in them, or as one of the words between underscores.
+
+SSH_AUTH_SOCK is no secret and still lets a process sign with all of the user's keys; ranks run on this machine, so
+neither the builder nor mpirun needs it. PWD and OLDPWD stay.
+"""
+_NO_SECRET = ("TOKENIZERS_PARALLELISM", "OLDPWD")
+_USER_IN_URL = re.compile(r"://[^/\s@]+:[^/\s@]+@")
 
 
 @dataclass(frozen=True)
@@ -210,8 +224,7 @@ def help_flags(executable: Path) -> frozenset[str]:
         ToolchainError: It fails, which it does where CUDA's libraries are absent.
     """
     lines: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        _run([str(executable), "--help"], Path(folder), _PROBE_SECONDS, lambda line: lines.append(line.text))
+    _run([str(executable), "--help"], None, _PROBE_SECONDS, lambda line: lines.append(line.text))
     return parse_help("\n".join(lines))
 
 
@@ -232,7 +245,9 @@ def visible_gpus() -> tuple[Gpu, ...]:
         return ()
     command = [tool, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False, env=child_environment()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ()
     gpus = () if done.returncode != 0 else tuple(_gpu(line) for line in done.stdout.splitlines())
@@ -510,14 +525,14 @@ def run_engine(
         "logits": str(logits.absolute()),
     }
     ranks = ranks_of(_mapping(read_config(engine / "config.json"), "pretrained_config"))
-    launcher = () if ranks == 1 else ("mpirun", "-n", str(ranks))
+    before = () if ranks == 1 else ("mpirun", "-n", str(ranks))
     _ask(
         toolchain.python,
         request,
         folder=folder,
         timeout_seconds=timeout_seconds,
         on_line=on_line,
-        launcher=launcher,
+        before=before,
     )
     return tuple(logits / f"{index}.npy" for index in range(len(prompts)))
 
@@ -603,13 +618,18 @@ def ranks_of(config: Mapping[str, object]) -> int:
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment without tokens and keys, for programs that need none; their output is not buffered."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if (_SECRET.search(name) is None or name in _NO_SECRET) and not name.startswith("LLMCOMPILE_")
-    }
+    """Our environment without tokens, keys and URLs with a password, for programs that need none.
+
+    Their output is not buffered.
+    """
+    kept = {name: value for name, value in os.environ.items() if not _is_secret(name, value)}
     return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if name.startswith("LLMCOMPILE_") or _USER_IN_URL.search(value) is not None:
+        return True
+    return _SECRET.search(name) is not None and name not in _NO_SECRET
 
 
 _STAGES: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -638,7 +658,7 @@ def _ask(
     folder: Path | None = None,
     timeout_seconds: float | None = _PROBE_SECONDS,
     on_line: OnLine | None = None,
-    launcher: Sequence[str] = (),
+    before: Sequence[str] = (),
 ) -> Mapping[str, object]:
     results: list[Mapping[str, object]] = []
 
@@ -649,11 +669,8 @@ def _ask(
         elif on_line is not None:
             on_line(line if event is None else Line(str(event.get("text", "")), str(event.get("text", ""))))
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "request.json"
-        path.write_text(json.dumps(request))
-        words = [*launcher, str(python), str(_WORKER), str(path)]
-        _run(words, Path(scratch) if folder is None else folder, timeout_seconds, sort)
+    # In the command itself, not in a file, so that the command can be repeated.
+    _run([*before, str(python), str(_WORKER), json.dumps(request)], folder, timeout_seconds, sort)
     if results == []:
         raise ToolchainError(str(python), "answered nothing", "a result of worker.py", "is it Python 3.8 or later?")
     return results[-1]
@@ -669,12 +686,28 @@ def _event(text: str) -> Mapping[str, object] | None:
     return event if isinstance(event, dict) and "event" in event else None
 
 
-def _run(words: Sequence[str], folder: Path, timeout_seconds: float | None, on_line: OnLine) -> None:
-    """Run a program in a session of its own, its two streams as one; whatever ends this ends all its processes."""
+def _run(words: Sequence[str], folder: Path | None, timeout_seconds: float | None, on_line: OnLine) -> None:
+    """Run a program in a session of its own, its two streams as one; whatever ends us ends all its processes.
+
+    Args:
+        words: The program and its arguments.
+        folder: Where it runs; None for a folder that is removed afterwards.
+        timeout_seconds: After these it is stopped.
+        on_line: Given every line as it comes.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="llmcompile-") as scratch:
+            _run_in(Path(scratch), words, timeout_seconds, on_line, f"to repeat it: {shlex.join(words)}")
+    else:
+        repeat = f"to repeat it: cd {shlex.quote(str(folder))} && {shlex.join(words)}"
+        _run_in(folder, words, timeout_seconds, on_line, repeat)
+
+
+def _run_in(folder: Path, words: Sequence[str], timeout_seconds: float | None, on_line: OnLine, repeat: str) -> None:
     last: deque[str] = deque(maxlen=LAST_LINES)
     try:
         process = subprocess.Popen(  # noqa: S603
-            list(words),
+            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *words],
             cwd=folder,
             env=child_environment(),
             stdin=subprocess.DEVNULL,
@@ -698,10 +731,12 @@ def _run(words: Sequence[str], folder: Path, timeout_seconds: float | None, on_l
         ) from error
     finally:
         _stop(process)
+    if code == 127 and len(last) > 0 and last[-1].startswith(launcher.NOT_STARTED):
+        reason = last[-1].removeprefix(launcher.NOT_STARTED)
+        raise ToolchainError(words[0], f"cannot be started: {reason}", "a program")
     if code != 0:
         ended = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-        hint = f"to repeat it: cd {shlex.quote(str(folder))} && {shlex.join(words)}\n{_tail(last)}"
-        raise ToolchainError(_name(words), ended, "exit code 0", hint)
+        raise ToolchainError(_name(words), ended, "exit code 0", f"{repeat}\n{_tail(last)}")
 
 
 def _name(words: Sequence[str]) -> str:
@@ -709,11 +744,15 @@ def _name(words: Sequence[str]) -> str:
 
 
 def _tail(last: Sequence[str]) -> str:
-    return f"its last {len(last)} lines:\n" + "\n".join(f"  {text}" for text in last)
+    return f"its last {len(last)} lines:\n" + "\n".join(f"  {_short(text)}" for text in last)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TAIL_CHARACTERS else f"{text[:_TAIL_CHARACTERS]}..."
 
 
 def _lines(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> Iterator[str]:
-    """Lines as they come; a carriage return ends one too, since progress bars use it."""
+    """Lines as they come; a carriage return ends one too, since progress bars use it, and so does `_LINE_BYTES`."""
     assert process.stdout is not None
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     pending = b""
@@ -729,6 +768,9 @@ def _lines(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> I
                 break  # closed, or a grandchild keeps it open after the end
             *whole, pending = re.split(rb"[\r\n]+", pending + (b"" if chunk is None else chunk))
             yield from (_text(line) for line in whole if line.strip() != b"")
+            if len(pending) >= _LINE_BYTES:
+                yield _text(pending)
+                pending = b""
     if pending.strip() != b"":
         yield _text(pending)
 

@@ -1,7 +1,8 @@
-"""Run in the interpreter that has tensorrt_llm, with nothing of ours: `python worker.py REQUEST.json`.
+"""Run in the interpreter that has tensorrt_llm, with nothing of ours: `python worker.py '{"action": ...}'`.
 
-One JSON object in, JSON lines with the key "event" out, the vendor's own log between them; the last event is "result".
-A failure is a traceback and exit code 1. Standard library only; tensorrt_llm is imported inside functions.
+One JSON object in, as the only argument; JSON lines with the key "event" out, the vendor's own log between them. The
+last event is "result". A failure is a traceback and exit code 1. Standard library only; tensorrt_llm is imported inside
+functions.
 
 Sources: tensorrt_llm/commands/build.py (build_model, main) and tensorrt_llm/runtime/model_runner.py of
 NVIDIA/TensorRT-LLM@78f5c293 (0.13), @aaacc9bd (0.16), @008b2b8d, and the newest build.py and plugin.py (1.2).
@@ -160,12 +161,11 @@ def run(request: dict[str, Any]) -> dict[str, object]:
     return {"shapes": shapes}
 
 
-def main(path: str) -> None:
-    """Do what the request file asks, and say so."""
+def main(text: str) -> None:
+    """Do what the request, a JSON object, asks, and say so."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]  # our modules shadow nobody's
-    with open(path, encoding="utf-8") as file:
-        request = json.load(file)
+    request = json.loads(text)
     done = {"probe": probe, "build": build, "run": run}[request["action"]](request)
     if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
         emit("result", **done)

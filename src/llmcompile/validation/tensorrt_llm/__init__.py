@@ -18,6 +18,8 @@ from llmcompile.errors import MismatchError, Problem
 from llmcompile.validation.tensorrt_llm.decoder import (
     POSITIONS,
     TOKENS,
+    ExpertMatrix,
+    expert_matrices,
     open_checkpoint,
     run_decoder,
     table_blocks,
@@ -31,10 +33,12 @@ from llmcompile.validation.tensorrt_llm.encdec import (
 from llmcompile.validation.tensorrt_llm.rank_files import RankFile, finite_problems
 
 __all__ = [
+    "ExpertMatrix",
     "Inputs",
     "check_checkpoint",
     "embedding_table",
     "execute",
+    "experts",
     "position_table",
     "relative_tables",
     "stack_table",
@@ -116,6 +120,16 @@ def embedding_table(folder: Path) -> Iterator[Tensor]:
         UnsupportedError: As `execute`.
     """
     return table_blocks(open_checkpoint(folder), TOKENS)
+
+
+def experts(folder: Path) -> Iterator[ExpertMatrix]:
+    """Every matrix of every expert of a decoder-only checkpoint, put together from the ranks.
+
+    Raises:
+        MismatchError: As `execute`.
+        UnsupportedError: As `execute`.
+    """
+    return expert_matrices(open_checkpoint(folder))
 
 
 def position_table(folder: Path) -> Iterator[Tensor]:

@@ -551,10 +551,15 @@ class Config:
         """Key heads of one rank; with fewer key heads than ranks, several ranks hold the same one."""
         return max(1, self.key_heads // self.parallel.tensor)
 
-    @property
-    def stage_layers(self) -> int:
-        """Layers of one stage."""
-        return self.layers // self.parallel.stages
+    def stage_layers(self, stage: int) -> range:
+        """The layers of one stage, counted through the model; the first stages have one more if they do not divide.
+
+        Releases before 1.0 drop what does not divide. Source: NVIDIA/TensorRT-LLM@v1.0.0:tensorrt_llm/mapping.py
+        (pp_layers)
+        """
+        each, extra = divmod(self.layers, self.parallel.stages)
+        start = stage * each + min(stage, extra)
+        return range(start, start + each + (stage < extra))
 
     @property
     def vocabulary_rows(self) -> int:
@@ -1012,8 +1017,8 @@ def _check_divisible(fields: Fields, config: Config) -> None:
     tensor, stages = config.parallel.tensor, config.parallel.stages
     if stages > 1 and not config.family.pipeline:
         raise UnsupportedError(f"{fields.subject}: pp_size", str(stages), "1: this network cannot be cut into stages")
-    if config.layers % stages != 0:
-        raise fields.error("num_hidden_layers", f"a multiple of pp_size {stages}: versions differ in what they do")
+    if config.layers < stages:
+        raise fields.error("num_hidden_layers", f"at least pp_size {stages}")
     if config.heads % tensor != 0:
         raise fields.error("num_attention_heads", f"a multiple of tp_size {tensor}")
     if config.heads % config.key_heads != 0:

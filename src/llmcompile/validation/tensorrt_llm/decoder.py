@@ -143,7 +143,7 @@ def structure_problems(folder: Path, checkpoint: Checkpoint) -> list[Problem]:
 def required_tensors(config: Config, stage: int, file: RankFile) -> Required:
     """Tensors of every rank of `stage`: name -> element type and shape; `file` decides between forms of a recipe."""
     required = _outer_tensors(config, stage)
-    for layer in range(config.stage_layers):
+    for layer in range(len(config.stage_layers(stage))):
         required |= _layer_tensors(config, stage, layer, file)
     return required
 
@@ -214,7 +214,7 @@ def _prefix(layer: int) -> str:
 
 
 def _on_edge(config: Config, stage: int, layer: int) -> bool:
-    return stage * config.stage_layers + layer in (0, config.layers - 1)
+    return config.stage_layers(stage)[layer] in (0, config.layers - 1)
 
 
 def _layer_norms(config: Config) -> tuple[str, ...]:
@@ -290,7 +290,7 @@ def run_decoder(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
         raise ValueError(f"{tokens.shape[1]} tokens are more than the {config.max_positions} positions of the tables")
     streams = _embed(checkpoint, tokens)
     for stage in range(config.parallel.stages):  # each stage hands the streams to the same tensor ranks of the next
-        for layer in range(config.stage_layers):
+        for layer in range(len(config.stage_layers(stage))):
             streams = Layer(checkpoint, stage, layer).run(streams)
     if config.final_norm:
         last = config.parallel.stages - 1
@@ -568,7 +568,7 @@ class Layer:
         x_TH = x_BSH.flatten(0, 1)
         router = self._files[rank].read(f"{self._prefix}mlp.router.weight").float()
         weights, chosen = route(x_TH, router, top_k=experts.top_k, renormalized=experts.renormalized)
-        up, down = self._load_experts(rank, "mlp.fc"), self._load_experts(rank, "mlp.proj")
+        up, down = self.load_experts(rank, "mlp.fc"), self.load_experts(rank, "mlp.proj")
         first = rank % self._config.parallel.moe_experts * len(up)
         total = torch.zeros_like(x_TH)
         for expert, (fc, proj) in enumerate(zip(up, down, strict=True), start=first):
@@ -579,7 +579,8 @@ class Layer:
             total = total + self._shared_expert(rank, experts, x_TH)
         return total.view_as(x_BSH)
 
-    def _load_experts(self, rank: int, name: str) -> tuple[Linear, ...]:
+    def load_experts(self, rank: int, name: str) -> tuple[Linear, ...]:
+        """One rank's share of its experts: `mlp.fc` or `mlp.proj`."""
         part = self._parts[name]
         assert part.experts is not None
         return load_experts(
@@ -599,6 +600,56 @@ class Layer:
         inner = swiglu(self._column(rank, f"{experts.shared_name}.fc", x_TH))
         gate = torch.sigmoid(self._column(rank, f"{experts.shared_name}_gate", x_TH))
         return gate * self._apply(rank, f"{experts.shared_name}.proj", inner)
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """One matrix of one expert, put together from the ranks that share it.
+
+    Attributes:
+        layer: Counted through the model.
+        expert: Counted through the layer.
+        part: "gate" or "up", shape (inner, hidden), or "down", (hidden, inner).
+        weight: Float32, dequantized.
+    """
+
+    layer: int
+    expert: int
+    part: str
+    weight: Tensor
+
+
+def expert_matrices(checkpoint: Checkpoint) -> Iterator[ExpertMatrix]:
+    """Every matrix of every expert, those no token is routed to among them; none for a model without experts.
+
+    Raises:
+        MismatchError: A tensor cannot be read, or contradicts its recipe.
+    """
+    config = checkpoint.config
+    if config.experts is None:
+        return
+    groups = config.parallel.moe_experts
+    for stage in range(config.parallel.stages):
+        for local, number in enumerate(config.stage_layers(stage)):
+            layer = Layer(checkpoint, stage, local)
+            for group in range(groups):
+                ranks = [rank for rank in range(config.parallel.tensor) if rank % groups == group]
+                yield from _group_matrices(layer, number, group, ranks)
+
+
+def _group_matrices(layer: Layer, number: int, group: int, ranks: list[int]) -> Iterator[ExpertMatrix]:
+    """The experts of the ranks that share them; up is the first half of each rank's rows, gate the second."""
+    inner = [layer.load_experts(rank, "mlp.fc") for rank in ranks]
+    first = group * len(inner[0])
+    for index in range(len(inner[0])):
+        halves = [experts[index].weight.chunk(2) for experts in inner]
+        yield ExpertMatrix(number, first + index, "up", torch.cat([up for up, _ in halves]))
+        yield ExpertMatrix(number, first + index, "gate", torch.cat([gate for _, gate in halves]))
+    del inner  # a layer of experts in float32 may be gigabytes
+    outer = [layer.load_experts(rank, "mlp.proj") for rank in ranks]
+    for index in range(len(outer[0])):
+        down = torch.cat([experts[index].weight for experts in outer], 1)
+        yield ExpertMatrix(number, first + index, "down", down)
 
 
 def _add(streams: Streams, others: Streams) -> Streams:

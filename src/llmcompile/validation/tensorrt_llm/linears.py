@@ -451,7 +451,7 @@ def load_linear(
         _check_exclusions(name, quantization, quantized)
     if not quantized:
         return Linear(weight=tensors["weight"].float(), bias=offset)
-    _check_size(name, out, inp, quantization)
+    _check_size(name, out, inp, quantization, tensors)
     weight = _dequantized(tensors, out, inp, dtype, quantization, quantize)
     columns = tensors["prequant_scaling_factor"].float() if "prequant_scaling_factor" in tensors else None
     if columns is not None:
@@ -500,7 +500,7 @@ def load_experts(
         _check_exclusions(name, quantization, quantized)
     if not quantized:
         return tuple(Linear(weight=weight.float()) for weight in tensors["weight"])
-    _check_size(name, out, inp, quantization)
+    _check_size(name, out, inp, quantization, tensors)
     shared = ("activation_scaling_factor",)
     loaded = []
     for expert in range(experts):
@@ -545,13 +545,17 @@ def _check_exclusions(name: str, quantization: Quantization, quantized: bool) ->
         )
 
 
-def _check_size(name: str, out: int, inp: int, quantization: Quantization) -> None:
+def _check_size(name: str, out: int, inp: int, quantization: Quantization, tensors: Mapping[str, Tensor]) -> None:
     """Sizes the CUTLASS layout needs, per rank: K a multiple of 64, 32 bytes of packed outputs, whole groups.
+
+    Weights that are left to the builder have no layout yet; whether it will take them is not for their numbers to say.
 
     Source: NVIDIA/TensorRT-LLM@v0.13.0:cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp
     """
     algo = quantization.algo
     if algo is not None and algo in WEIGHT_ONLY_BITS:
+        if tensors["weight"].is_floating_point():
+            return
         outputs, inputs = 256 // WEIGHT_ONLY_BITS[algo], 64
     elif algo == "W4A16_GPTQ" or algo in _AWQ:
         outputs, inputs = 64, max(64, quantization.group_size)

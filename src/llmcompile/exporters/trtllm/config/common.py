@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from llmcompile.architectures.spec import Dims
@@ -125,21 +126,34 @@ def rotary(dims: Dims) -> dict[str, Any]:
     return {"rotary_base": dims.facts["rotary_base"], "rotary_scaling": scaling}
 
 
+_ROPE_HINTS: Mapping[str | None, str] = MappingProxyType(
+    {
+        "dynamic": "for texts within max_position_embeddings, where it changes nothing, set rope_scaling to null in a "
+        "copy of config.json"
+    }
+)
+"""Kind of scaling -> what to do about it.
+
+Source: huggingface/transformers@v4.57.6:src/transformers/modeling_rope_utils.py (_compute_dynamic_ntk_parameters).
+"""
+
+
 def rope_refusals(dims: Dims, given: Given) -> Iterator[Problem]:
     """Kinds of scaling that the release does not compute for position_embedding_type rope_gpt_neox or rope_gptj.
 
+    "dynamic" is a name that all of them take, for tables that are made once and do not grow with the text.
     Later releases know the names yarn, longrope and mrope too, but compute them for other embedding types only.
     Source: create_sinusoidal_positions_for_attention_plugin in functional.py at 0.16.0.dev2024121000.
     """
-    kind = dims.facts["rope_scaling"]
-    known = (None, "linear", "dynamic", *(("llama3",) if given.version >= HUGGING_FACE_NAMES else ()))
+    kind = None if dims.facts["rope_scaling"] is None else str(dims.facts["rope_scaling"])
+    known = (None, "linear", *(("llama3",) if given.version >= HUGGING_FACE_NAMES else ()))
     if kind not in known:
         later = kind == "llama3"
         yield Problem(
             "config.json: rope_scaling",
             f"type {kind}",
             " or ".join(str(name) for name in known if name is not None),
-            "target TensorRT-LLM 0.12 or later" if later else "no release computes it for this architecture",
+            "target TensorRT-LLM 0.12 or later" if later else _ROPE_HINTS.get(kind, "no release computes it here"),
         )
 
 

@@ -371,7 +371,7 @@ def _phi3_refusals(dims: Dims, given: Given) -> Iterator[Problem]:
 def _longrope_refusals(dims: Dims) -> Iterator[Problem]:
     """A scaling that is not LongRoPE, or lacks its lists."""
     kind, scaling = dims.facts["rope_scaling"], json.loads(str(dims.facts["rope_config"]))
-    missing = [key for key in ("short_factor", "long_factor") if not isinstance(scaling.get(key), list)]
+    missing = [key for key in ("short_factor", "long_factor") if not _numbers(scaling.get(key))]
     if kind not in _LONGROPE or len(missing) > 0:
         yield Problem(
             "config.json: rope_scaling",
@@ -379,6 +379,11 @@ def _longrope_refusals(dims: Dims) -> Iterator[Problem]:
             "longrope with short_factor and long_factor",
             "TensorRT-LLM's Phi-3 computes no other scaling",
         )
+
+
+def _numbers(value: object) -> bool:
+    """Whether it is a list of numbers."""
+    return isinstance(value, list) and all(type(item) in (int, float) for item in value)
 
 
 def _window_notes(dims: Dims, given: Given) -> Iterator[str]:
