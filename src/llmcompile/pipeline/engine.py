@@ -16,7 +16,7 @@ from llmcompile.errors import ToolchainError, collected
 from llmcompile.exporters.backends import Options
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.spec import Layout
-from llmcompile.exporters.trtllm import toolchain
+from llmcompile.exporters.trtllm import toolchain, versions
 from llmcompile.exporters.trtllm.layout import FOLDER
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
@@ -39,7 +39,7 @@ def find(options: Options, layout: Layout) -> Toolchain | None:
     """
     if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
         return None
-    return _found(options, replace(contents(layout), wo_layout=options.wo_layout))
+    return _found(options, replace(contents(layout), wo_layout=options.wo_layout), None)
 
 
 def contents(layout: Layout) -> Contents:
@@ -48,13 +48,14 @@ def contents(layout: Layout) -> Contents:
     return toolchain.contents_of(json.loads(text), integers=False)
 
 
-def _found(options: TrtllmOptions, contents: Contents) -> Toolchain:
+def _found(options: TrtllmOptions, contents: Contents, checkpoint: Path | None) -> Toolchain:
     found = toolchain.find(
         options.toolchain_python,
         options.trtllm_build,
         version=options.trtllm_version,
-        checkpoint=str(options.build.output if options.from_checkpoint is None else options.from_checkpoint),
-        finished=options.from_checkpoint is not None,
+        checkpoint=str(options.build.output) if checkpoint is None else str(checkpoint),
+        engine="" if checkpoint is None else str(options.build.output / ENGINE),
+        flags=versions.arguments(options.engine, options.trtllm_version),
     )
     problems = toolchain.check(found, options, contents)
     if len(problems) > 0:
@@ -80,7 +81,7 @@ def find_for(options: TrtllmOptions, checkpoint: Path, config: Mapping[str, obje
     first = first if first.is_file() else checkpoint / toolchain.PARTS[1] / first.name
     stored = safetensors_header(first, first.name)
     integers = any(tensor.name.endswith(".per_channel_scale") for tensor in stored)
-    return _found(options, toolchain.contents_of(config, integers=integers))
+    return _found(options, toolchain.contents_of(config, integers=integers), checkpoint)
 
 
 def build(

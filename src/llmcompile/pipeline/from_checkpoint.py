@@ -104,7 +104,7 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
         options=options,
         checkpoint=checkpoint,
         config=config,
-        label=checkpoint.name if checkpoint.name != FOLDER.strip("/") else checkpoint.parent.name,
+        label=_label(checkpoint.absolute()),
         ranks=toolchain.ranks_of(config),
         manifest=manifest,
         model=model,
@@ -112,6 +112,11 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
         toolchain=found,
         errors=tuple(errors),
     )
+
+
+def _label(checkpoint: Path) -> str:
+    """Its own name, or that of the artifact it lies in."""
+    return checkpoint.name if checkpoint.name != FOLDER.strip("/") else checkpoint.parent.name
 
 
 def _contradictions(
@@ -184,11 +189,13 @@ def _disk_shortage(options: TrtllmOptions, checkpoint: Path) -> ResourceError | 
 
 
 def _folder(given: Path) -> Path:
+    # As it was given, so that messages can be typed; but "." has no name and no parent.
+    given = given.absolute() if given.name in ("", "..") else given
     for folder in (given, given / FOLDER):
         if (folder / "config.json").is_file() and (folder / "rank0.safetensors").is_file():
-            return folder.absolute()
+            return folder
         if all((folder / part / "config.json").is_file() for part in toolchain.PARTS):
-            return folder.absolute()
+            return folder
     raise CheckpointError(
         str(given),
         "no config.json beside rank0.safetensors",
@@ -218,7 +225,8 @@ def _config(checkpoint: Path) -> Mapping[str, Any]:
 
 def _manifest_of(checkpoint: Path) -> records.Manifest | None:
     path = checkpoint.parent / MANIFEST
-    return records.read(path) if checkpoint.name == FOLDER.strip("/") and path.is_file() else None
+    inside = checkpoint.absolute().name == FOLDER.strip("/")
+    return records.read(path) if inside and path.is_file() else None
 
 
 def _auxiliary(checkpoint: Path, manifest: records.Manifest | None, model: Checkpoint | None) -> Mapping[str, Path]:

@@ -146,7 +146,8 @@ def find(
     *,
     version: str = versions.DEFAULT_VERSION,
     checkpoint: str = "OUTPUT",
-    finished: bool = False,
+    engine: str = "",
+    flags: Sequence[str] = (),
 ) -> Toolchain:
     """Find tensorrt_llm in an interpreter, and trtllm-build beside it; nothing of either is imported here.
 
@@ -154,8 +155,9 @@ def find(
         python: The interpreter; None for the one beside `executable`, else ours.
         executable: trtllm-build; None for the one beside `python`.
         version: The TensorRT-LLM asked for, which the message names.
-        checkpoint: The artifact's folder, which the message names.
-        finished: Whether that folder is there already, by --from-checkpoint.
+        checkpoint: The folder of the checkpoint, or of the artifact that shall hold it, which the message names.
+        engine: Where the engine of a finished checkpoint shall go; "" where there is no checkpoint yet.
+        flags: Words for trtllm-build, which the message repeats.
 
     Raises:
         ToolchainError: The interpreter has no tensorrt_llm, or cannot be run; says the three ways on.
@@ -164,7 +166,7 @@ def find(
     answer = _ask(interpreter, {"action": "probe"})
     found = answer.get("version")
     if found is None:
-        raise missing(interpreter, version, checkpoint, finished=finished)
+        raise missing(interpreter, version, checkpoint, engine, flags)
     builder = _builder(interpreter, python, executable)
     tensorrt = answer.get("tensorrt")
     return Toolchain(
@@ -177,19 +179,22 @@ def find(
     )
 
 
-def missing(python: Path, version: str, output: str, *, finished: bool = False) -> ToolchainError:
-    """Say that an interpreter has no tensorrt_llm, and the three ways on."""
-    image = versions.image_of(version)
-    first = (
-        f"copy {output} to a GPU host that has TensorRT-LLM, and run the same command there"
-        if finished
-        else f"add `--stop-after checkpoint` here; on the GPU host `--from-checkpoint {output}`"
-    )
+def missing(python: Path, version: str, checkpoint: str, engine: str, flags: Sequence[str]) -> ToolchainError:
+    """Say that an interpreter has no tensorrt_llm, and the three ways on; arguments as for `find`."""
+    words = shlex.join(flags)
+    given = "" if words == "" else f" {words}"
+    if engine != "":
+        first = f"copy {checkpoint} to a GPU host that has TensorRT-LLM, and run the same command there"
+        folder, target = checkpoint, engine
+    else:
+        first = f"add `--stop-after checkpoint` here; on the GPU host `--from-checkpoint {checkpoint}`"
+        folder, target = f"{checkpoint}/checkpoint", f"{checkpoint}-engine"
     hint = (
         "three ways on:\n"
         f"  1. {first}\n"
-        f'  2. in a container: docker run --rm --gpus all -v "$PWD:/work" -w /work {image} '
-        f"trtllm-build --checkpoint_dir {output}/checkpoint --output_dir {output}/engine\n"
+        f"  2. {'' if engine != '' else 'after the first half of 1, '}in a container: "
+        f'docker run --rm --gpus all -v "$PWD:/work" -w /work {versions.image_of(version)} '
+        f"trtllm-build --checkpoint_dir {folder} --output_dir {target}{given}\n"
         f"  3. in an environment of its own: pip install tensorrt_llm=={version} "
         "--extra-index-url https://pypi.nvidia.com, then `--toolchain-python` its python"
     )
