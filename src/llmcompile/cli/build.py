@@ -31,6 +31,14 @@ _RECIPE_FLAGS = (
     "per_channel",
     "per_token",
 )
+_RECIPES: Mapping[str, str] = {
+    "int8": "w8a16",
+    "int4": "w4a16",
+    "int4_gptq": "w4a16_gptq",
+    "int4_awq": "w4a16_awq",
+    **{recipe.algorithm.lower(): name for name, recipe in versions.RECIPES.items()},
+}
+"""Further words of --quantization: the converter's precisions, and config.json's quant_algo."""
 _CACHE_FLAGS = ("int8_kv_cache", "fp8_kv_cache")
 """Flags of convert_checkpoint.py that say what --quantization and --kv-cache say."""
 
@@ -190,6 +198,8 @@ def _quantization(
         theirs = [f"--{name}" for name in flags if name in given]
         if decided is not None and theirs != []:
             raise OptionsError(ours, f"with {' and '.join(theirs)}", "one of them", f"drop {' and '.join(theirs)}")
+    if recipe is not None:
+        recipe = _RECIPES.get(recipe.lower(), recipe)
     if recipe is None:
         said = from_upstream(group_size=group_size, **upstream)
     else:
@@ -456,7 +466,8 @@ def trtllm(
             "--quantization",
             envvar="LLMCOMPILE_QUANTIZATION",
             metavar="RECIPE",
-            help=f"{', '.join(versions.RECIPES)}; the checkpoint's own by default.",
+            help=f"{', '.join(versions.RECIPES)}, or as quant_algo (W8A16) or precision (int8); by default none, or "
+            "what the checkpoint comes as.",
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = TrtllmOptions.quantization,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,8 +227,10 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
     )
     for flag, value, allowed in words:
         if value not in allowed:
-            listed = " or ".join(str(word) for word in allowed if word is not None)
-            problems.append(Problem(flag, str(value), listed))
+            listed = [str(word) for word in allowed if word is not None]
+            near = difflib.get_close_matches(str(value), listed, n=1)
+            hint = f"{flag} {near[0]}" if len(near) > 0 else f"drop {flag}"
+            problems.append(Problem(flag, str(value), " or ".join(listed), hint))
     if options.kv_cache == "int8":
         problems.append(Problem("--kv-cache", f"int8: {_CALIBRATED}", "fp8, or nothing", "drop --kv-cache int8"))
     elif options.kv_cache not in (None, "fp8"):
