@@ -1366,6 +1366,14 @@ def test_perplexity_is_that_of_the_model(scored: trtllm.Subject) -> None:
     assert "text.txt" in found.text
 
 
+def test_the_sample_is_shorter_for_a_large_model(scored: trtllm.Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scoring costs is bounded, but for a text the user chose."""
+    monkeypatch.setattr(trtllm, "_MULTIPLICATIONS", 1)
+
+    assert quality_of(replace(scored, eval_text=None)).tokens == 32
+    assert quality_of(scored).tokens > 32
+
+
 def test_top1_counts_equal_preferences(scored: trtllm.Subject) -> None:
     """Eight bits cost little, so most preferences stay, and an error is a part of the largest logit."""
     found = quality_of(scored)

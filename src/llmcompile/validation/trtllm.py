@@ -69,6 +69,8 @@ PROMPT = "The quick brown fox jumps over the lazy dog, and then the engine start
 _BATCH, _SEQUENCE, _DECODER_SEQUENCE = 2, 16, 8
 _WINDOW, _WINDOWS = 256, 8
 """Tokens of a text that are fed at once, and how often, at most."""
+_MULTIPLICATIONS, _FEWEST_TOKENS = 5 * 10**12, 32
+"""What scoring the built-in text may cost for each of the two runs, and the least that is scored all the same."""
 _TORCH: Mapping[str, torch.dtype] = MappingProxyType(
     {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 )
@@ -758,7 +760,8 @@ def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor],
     text = SAMPLE if subject.eval_text is None else read_text(subject.eval_text)
     name = "a sample text" if subject.eval_text is None else subject.eval_text.name
     window = _allowed(subject, _WINDOW)
-    prompt = prompt_tokens(subject.checkpoint, text, window * _WINDOWS, trust_remote_code=oracle.trust_remote_code)
+    most = window * _WINDOWS if subject.eval_text is not None else min(window * _WINDOWS, _affordable(subject))
+    prompt = prompt_tokens(subject.checkpoint, text, most, trust_remote_code=oracle.trust_remote_code)
     if window < 2 or prompt.tokens is None or prompt.tokens.shape[1] < 2:
         tokens = fixed_tokens(subject.sizes["vocab"], batch=1, sequence=min(window, 64), seed=2)
         few = "no token follows another" if window < 2 else "too few tokens in it"
@@ -766,6 +769,12 @@ def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor],
         return "a fixed sequence", [tokens], f"no text was scored: {reason}"
     windows = [part for part in torch.split(prompt.tokens, window, 1) if part.shape[1] > 1]
     return name, windows, ""
+
+
+def _affordable(subject: Subject) -> int:
+    """Tokens of the built-in text that a CPU scores in minutes: hundreds for 7 B parameters, dozens for 70 B."""
+    elements = sum(path.stat().st_size for path in subject.weight_files) // 2
+    return max(_FEWEST_TOKENS, _MULTIPLICATIONS // max(1, elements))
 
 
 # The engine itself, where there is a GPU
