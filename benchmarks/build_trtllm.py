@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/build_trtllm.py [--folder DIR] [--rounds N] [--cold] [--large]
 
-The checkpoint has TinyLlama's shape: 1.1 B parameters in bfloat16, 2098 MiB (--large: 5.0 B). Each round reads the
+The checkpoint has TinyLlama's shape: 1.1 B parameters in bfloat16, 2098 MiB (--large: 4.4 B). Each round reads the
 source once before each command, so that it is cached for all, then runs `cp -r`, `cp -r` followed by a sync of the file
 system, and the conversion at tp 4 without validation: plain, int8 and int4 weight-only in the sm80 layout, and int4
 groupwise. Each is a process of its own. Ratios are formed within a round: conversions to `cp -r`, recipes to the plain
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="with fresh memory before each run; needs root")
-    parser.add_argument("--large", action="store_true", help="a model of 5.0 B parameters instead")
+    parser.add_argument("--large", action="store_true", help="a model of 4.4 B parameters instead")
     parser.add_argument("--raw", type=Path, help="write every figure to this JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
