@@ -173,7 +173,7 @@ def config_json(made: Layout) -> dict[str, Any]:
             "drop --max-position-embeddings",
         ),
         (LLAMA, {"tp": 2, "moe_ep": 2}, "--moe-ep, --moe-tp: given for a model without experts", "drop them"),
-        (LLAMA, {"tp": 2, "moe_tp": 2}, "--moe-ep, --moe-tp: given for a model without experts", "drop them"),
+        (LLAMA, {"tp": 2, "moe_tp": 1}, "--moe-ep, --moe-tp: given for a model without experts", "drop them"),
         (
             {**MIXTRAL, "num_local_experts": 6},
             {"tp": 4, "moe_ep": 4},

@@ -274,7 +274,7 @@ def _encoder_decoder_refusals(architecture: Architecture, dims: Dims, options: T
 def _moe_refusals(dims: Dims, options: TrtllmOptions) -> Iterator[Problem]:
     experts = dims.sizes.get("experts")
     moe_ep = options.moe[1]
-    if experts is None and (options.moe_ep is not None or options.moe_tp is not None):
+    if experts is None and moe_ep > 1:
         yield Problem("--moe-ep, --moe-tp", "given for a model without experts", "neither", "drop them")
     if experts is not None and experts % moe_ep != 0:
         hint = f"give a --moe-ep that divides {experts}"
