@@ -184,6 +184,34 @@ def test_deep_without_a_manifest_asks_for_the_model(artifact: Path, run: Run) ->
     assert (result.code, "--model" in result.err) == (2, True)
 
 
+@pytest.mark.parametrize("flag", ["--model", "--atol", "--rtol"])
+def test_what_only_deep_reads_is_refused_without_it(flag: str, artifact: Path, run: Run) -> None:
+    """Exit code 2, and what to add."""
+    result = run("verify", flag, "1", artifact)
+
+    assert (result.code, f"error: {flag}: without --deep" in result.err) == (2, True)
+
+
+def test_deep_says_when_the_model_is_not_here(artifact: Path, run: Run) -> None:
+    """A folder the manifest names may be somewhere else: exit code 2, and what to add."""
+    path = artifact / "llmcompile.json"
+    manifest = json.loads(path.read_text())
+    manifest["source"]["model"] = "gone/model"
+    path.write_text(json.dumps(manifest))
+
+    result = run("verify", "--deep", artifact)
+
+    assert (result.code, "gone/model, a local folder that is not here" in result.err) == (2, True)
+
+
+def test_what_is_inside_is_said(artifact: Path, run: Run) -> None:
+    """Backend, family, source and degree, in a line."""
+    result = run("verify", artifact)
+
+    assert "FasterTransformer" in result.err
+    assert "tp 2" in result.err
+
+
 def test_deep_takes_the_model_from_the_manifest(artifact: Path, run: Run) -> None:
     """The manifest's source is what it is compared with."""
     result = run("verify", "--deep", artifact)

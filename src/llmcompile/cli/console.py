@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -167,7 +168,11 @@ class Console:
                 validated = pipeline.verify_numbers(
                     artifact, source, self, revision=commit, token=token, atol=atol, rtol=rtol
                 )
-            problems = [*problems, *validated.problems]
+            numbers = validated.problems
+            if model is not None and manifest is not None and len(numbers) > 0 and numbers[0].hint == "":
+                hint = f"check --model: the manifest says that the artifact was made from {manifest.source.model}"
+                numbers = [replace(numbers[0], hint=hint), *numbers[1:]]
+            problems = [*problems, *numbers]
             self._verified["numbers"] = validated.record.model_dump(mode="json")
         if len(problems) > 0:
             raise collected(MismatchError, problems)
