@@ -147,3 +147,8 @@ def collected(kind: type[LlmCompileError], problems: Sequence[Problem]) -> LlmCo
     error = kind(first.subject, first.found, first.expected, first.hint)
     error.problems = tuple(problems)
     return error
+
+
+def combined(errors: Sequence[LlmCompileError]) -> LlmCompileError:
+    """An error of the first one's kind that carries the problems of all; at least one."""
+    return collected(type(errors[0]), [problem for error in errors for problem in error.problems])

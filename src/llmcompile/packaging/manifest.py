@@ -7,13 +7,14 @@ checkpoint, given the same way, and options give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmcompile.errors import CheckpointError, Problem, collected
+from llmcompile.writing import Written
 
 SCHEMA_VERSION = 1
 _SCHEMA_ID = "urn:llmcompile:manifest:1"
@@ -137,6 +138,11 @@ class Manifest(_Strict):
     notes: tuple[str, ...]
     validation: Validation | None = Field(description="Null when the artifact was built without validation.")
     engine: Engine | None = Field(None, description="Null for an artifact without an engine.")
+
+
+def file_records(files: Iterable[tuple[str, Written]]) -> tuple[FileRecord, ...]:
+    """Paths and finished files, in the order they come."""
+    return tuple(FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256) for path, written in files)
 
 
 def to_bytes(manifest: Manifest) -> bytes:

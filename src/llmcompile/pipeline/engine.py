@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from llmcompile.checkpoint.headers import safetensors_header
 from llmcompile.errors import ToolchainError, collected
 from llmcompile.exporters.backends import Options
-from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm import toolchain, versions
 from llmcompile.exporters.trtllm.layout import FOLDER
@@ -31,13 +30,18 @@ _SCRATCH = ".building"
 """Where the builder runs, and leaves what it likes."""
 
 
+def wanted(options: Options) -> TypeGuard[TrtllmOptions]:
+    """Whether an engine is asked for."""
+    return isinstance(options, TrtllmOptions) and options.stop_after is None
+
+
 def find(options: Options, layout: Layout) -> Toolchain | None:
     """What will build the engine; None when none is asked for.
 
     Raises:
         ToolchainError: There is no TensorRT-LLM, or it or the GPU does not suit; every reason.
     """
-    if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
+    if not wanted(options):
         return None
     return _found(options, replace(contents(layout), wo_layout=options.wo_layout), None)
 
@@ -65,9 +69,7 @@ def _found(options: TrtllmOptions, contents: Contents, checkpoint: Path | None) 
 
 def disk_bytes(options: Options, checkpoint_bytes: int) -> int:
     """Disk an engine takes, about: its weights are those of the checkpoint."""
-    if isinstance(options, FtOptions) or options.stop_after == "checkpoint":
-        return 0
-    return checkpoint_bytes
+    return checkpoint_bytes if wanted(options) else 0
 
 
 def find_for(options: TrtllmOptions, checkpoint: Path, config: Mapping[str, object]) -> Toolchain:
@@ -77,15 +79,14 @@ def find_for(options: TrtllmOptions, checkpoint: Path, config: Mapping[str, obje
         ToolchainError: As for `find`.
         CheckpointError: The rank file is damaged.
     """
-    first = checkpoint / "rank0.safetensors"
-    first = first if first.is_file() else checkpoint / toolchain.PARTS[1] / first.name
+    first = toolchain.parts_of(checkpoint)[-1] / "rank0.safetensors"
     stored = safetensors_header(first, first.name)
     integers = any(tensor.name.endswith(".per_channel_scale") for tensor in stored)
     return _found(options, toolchain.contents_of(config, integers=integers), checkpoint)
 
 
 def build(
-    options: TrtllmOptions | FtOptions,
+    options: TrtllmOptions,
     found: Toolchain,
     work: WorkDirectory,
     view: View,
@@ -104,17 +105,17 @@ def build(
     Raises:
         ToolchainError: The builder failed or did not make what it should.
     """
-    assert isinstance(options, TrtllmOptions)
     source = work.path / FOLDER if checkpoint is None else checkpoint
     target, scratch = work.path / ENGINE, work.path / _SCRATCH
     discard(work)
     target.mkdir()
     scratch.mkdir(exist_ok=True)
     toolchain.build_engine(found, options, checkpoint=source, output=target, folder=scratch, on_line=view.building)
-    parts = [part for part in toolchain.PARTS if (source / part / "config.json").exists()]
     facts = [
-        toolchain.check_engine_dir(target / part, toolchain.read_config(source / part / "config.json"), found)
-        for part in (parts if len(parts) > 0 else [""])
+        toolchain.check_engine_dir(
+            target / part.relative_to(source), toolchain.read_config(part / "config.json"), found
+        )
+        for part in toolchain.parts_of(source)
     ]
     if (scratch / toolchain.CACHE).exists():
         # Kernel timings: the next build for this GPU may begin with them.
@@ -157,9 +158,8 @@ def clean_after(work: WorkDirectory) -> Iterator[None]:
         shutil.rmtree(work.path / _SCRATCH)
 
 
-def leave_out_checkpoint(options: Options, work: WorkDirectory) -> None:
+def leave_out_checkpoint(options: TrtllmOptions, work: WorkDirectory) -> None:
     """Remove the checkpoint from the work directory, once the engine is there, unless it is to be kept."""
-    assert isinstance(options, TrtllmOptions)
     if options.keep_checkpoint:
         return
     folder = work.path / FOLDER

@@ -18,19 +18,19 @@ from llmcompile.errors import (
     LlmCompileError,
     MismatchError,
     OptionsError,
-    OutputError,
     ResourceError,
     ToolchainError,
     UnsupportedError,
     collected,
+    combined,
 )
 from llmcompile.exporters.trtllm import toolchain, versions
 from llmcompile.exporters.trtllm.layout import FOLDER
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import checking, engine, validating
-from llmcompile.pipeline.job import Report, View, check_writable
-from llmcompile.writing import MANIFEST, WorkDirectory, check_no_leftovers, check_replaceable, hash_file
+from llmcompile.pipeline.job import Report, View, output_errors
+from llmcompile.writing import MANIFEST, WorkDirectory, hash_file
 
 if TYPE_CHECKING:
     from llmcompile.exporters.trtllm.toolchain import Toolchain
@@ -89,13 +89,7 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
             found = engine.find_for(options, checkpoint, config)
         except ToolchainError as error:
             errors.append(error)
-    try:
-        check_replaceable(build.output, force=build.force)
-        check_no_leftovers(build.output, resume=build.resume)
-        if not build.dry_run:
-            check_writable(build.output)
-    except OutputError as error:
-        errors.append(error)
+    errors += output_errors(build)
     errors += _contradictions(options, checkpoint, config, manifest, model)
     shortage = _disk_shortage(options, checkpoint)
     if shortage is not None:
@@ -169,8 +163,7 @@ def _contradictions(
         if value is not None and model is None:
             yield OptionsError(name, "without a model to compare with", "--model", "add --model DIR|HUB_ID, or drop it")
     made_for = None if manifest is None else manifest.options.get("trtllm_version")
-    quantization = config.get("quantization")
-    algorithm = quantization.get("quant_algo") if isinstance(quantization, Mapping) else None
+    algorithm = None if has.recipe is None else versions.RECIPES[has.recipe].algorithm
     if isinstance(made_for, str):
         problem = versions.check_portable(str(config.get("architecture")), algorithm, made_for, options.trtllm_version)
         if problem is not None:
@@ -204,15 +197,9 @@ def _folder(given: Path) -> Path:
     )
 
 
-def _parts(checkpoint: Path) -> tuple[Path, ...]:
-    if (checkpoint / "config.json").is_file():
-        return (checkpoint,)
-    return tuple(checkpoint / part for part in toolchain.PARTS)
-
-
 def _config(checkpoint: Path) -> Mapping[str, Any]:
     config: Mapping[str, Any] = {}
-    for part in _parts(checkpoint):
+    for part in toolchain.parts_of(checkpoint):
         config = toolchain.read_config(part / "config.json")
         missing = [
             rank for rank in range(toolchain.ranks_of(config)) if not (part / f"rank{rank}.safetensors").is_file()
@@ -252,8 +239,7 @@ def build_from(start: Start, view: View, report: Report) -> None:
         OutputError: OUTPUT cannot be made.
     """
     if len(start.errors) > 0:
-        problems = [problem for error in start.errors for problem in error.problems]
-        raise collected(type(start.errors[0]), problems)
+        raise combined(start.errors)
     assert start.toolchain is not None
     options = start.options
     with report.stage("validate"):
@@ -319,18 +305,15 @@ def _validated(start: Start, subject: trtllm.Subject | None, view: View) -> vali
     return validated
 
 
-def _files(start: Start) -> Iterator[records.FileRecord]:
-    for part in _parts(start.checkpoint):
-        names = ["config.json", *(f"rank{rank}.safetensors" for rank in range(start.ranks))]
-        for name in names:
-            written = hash_file(part / name)
-            path = str((part / name).relative_to(start.checkpoint))
-            yield records.FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256)
+def _files(start: Start) -> tuple[records.FileRecord, ...]:
+    names = ["config.json", *(f"rank{rank}.safetensors" for rank in range(start.ranks))]
+    paths = [part / name for part in toolchain.parts_of(start.checkpoint) for name in names]
+    return records.file_records((str(path.relative_to(start.checkpoint)), hash_file(path)) for path in paths)
 
 
 def _identity(start: Start) -> dict[str, Any]:
     """What makes two runs the same job."""
-    files = [path for part in _parts(start.checkpoint) for path in sorted(part.iterdir()) if path.is_file()]
+    files = [path for part in toolchain.parts_of(start.checkpoint) for path in sorted(part.iterdir()) if path.is_file()]
     return {
         "llmcompile": __version__,
         "backend": "trtllm",
@@ -367,16 +350,12 @@ def _manifest(
             revision=None if before is None else before.source.revision,
             commit=None if before is None else before.source.commit,
             format="trtllm",
-            files=tuple(_files(start)),
+            files=_files(start),
         ),
         model=unknown if before is None else before.model,
         options={**({} if before is None else before.options), **_recorded(start)},
         versions=environment.versions(["numpy"]),
-        files=tuple(
-            records.FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256)
-            for path, written in sorted(work.finished.items())
-            if path != MANIFEST
-        ),
+        files=records.file_records(item for item in sorted(work.finished.items()) if item[0] != MANIFEST),
         deviations=(),
         ignored=(),
         overflowed={} if before is None else before.overflowed,

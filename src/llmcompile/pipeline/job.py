@@ -29,12 +29,12 @@ from llmcompile.errors import (
     ToolchainError,
     UnsupportedError,
     collected,
+    combined,
 )
 from llmcompile.exporters.backends import BACKENDS, Options
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.spec import Layout
-from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.plan import Plan, make_plan
@@ -216,7 +216,7 @@ def _with_what_comes_later(options: Options, layout: Layout, plan: Plan) -> tupl
     """What stops the builder stops a command that calls it, and is noted by one that ends before."""
     if len(plan.unpackable) == 0:
         return layout, ()
-    if isinstance(options, TrtllmOptions) and options.stop_after is None:
+    if engine.wanted(options):
         return layout, (collected(PlanError, plan.unpackable),)
     first, *rest = plan.unpackable
     more = f" (and {len(rest)} more)" if len(rest) > 0 else ""
@@ -324,6 +324,11 @@ def _obstacles(build: BuildOptions, layout: Layout, plan: Plan, resources: Resou
     shortages = list(_shortages(build, resources))
     if len(shortages) > 0:
         yield collected(ResourceError, shortages)
+    yield from output_errors(build)
+
+
+def output_errors(build: BuildOptions) -> Iterator[OutputError]:
+    """Why OUTPUT cannot be made, if so."""
     try:
         check_replaceable(build.output, force=build.force)
         check_no_leftovers(build.output, resume=build.resume)
@@ -374,4 +379,4 @@ def _shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
 def refuse(job: Job) -> None:
     """Raise everything that stands in the way, if there is anything, as an error of the first kind of it."""
     if len(job.errors) > 0:
-        raise collected(type(job.errors[0]), [problem for error in job.errors for problem in error.problems])
+        raise combined(job.errors)

@@ -44,17 +44,17 @@ def build(job: Job, view: View, report: Report) -> None:
             _check_ignored(job)
             streamed = _write(job, work, view)
         _refuse_overflow(job, streamed)
+        overflowed = len(streamed.overflowed) > 0
         validation = None
         if options.validate:
             with report.stage("validate"):
-                validation = validating.of_job(job, work.path, view, overflow_accepted=len(streamed.overflowed) > 0)
+                validation = validating.of_job(job, work.path, view, overflow_accepted=overflowed)
         built = None
         if job.toolchain is not None and (validation is None or validation.record.passed):
             assert isinstance(job.options, TrtllmOptions)
             with report.stage("engine"), _resumable(work), engine.clean_after(work):
                 built = engine.build(job.options, job.toolchain, work, view)
                 if validation is not None:
-                    overflowed = len(streamed.overflowed) > 0
                     subject = validating.job_subject(job, work.path, overflow_accepted=overflowed)
                     validation = validating.of_engine(
                         job.options, job.toolchain, subject, built, work.path, view, validation
@@ -65,12 +65,11 @@ def build(job: Job, view: View, report: Report) -> None:
             engine.discard(work)
         work.sweep()
         manifest = _manifest(job, work, streamed, validation, built)
+        work.write_bytes(MANIFEST, records.to_bytes(manifest))
         if validation is not None and not validation.record.passed:
-            work.write_bytes(MANIFEST, records.to_bytes(manifest))
             report.manifest, report.rejected = manifest, work.reject()
             raise collected(MismatchError, _kept(validation.problems, report.rejected))
         with report.stage("publish"):
-            work.write_bytes(MANIFEST, records.to_bytes(manifest))
             work.publish()
         report.manifest, report.output = manifest, options.output
 
@@ -153,12 +152,7 @@ def _refuse_overflow(job: Job, streamed: Streamed) -> None:
     raise collected(
         MismatchError,
         [
-            Problem(
-                tensor,
-                f"{elements} finite elements overflow to infinity in {dtype}",
-                "none",
-                hint,
-            )
+            Problem(tensor, f"{elements} finite elements overflow to infinity in {dtype}", "none", hint)
             for tensor, elements in streamed.overflowed.items()
         ],
     )
@@ -181,10 +175,7 @@ def _manifest(
         records.FileRecord(path=file.name, bytes=file.size_bytes, sha256=streamed.source_sha256[file.name])
         for file in checkpoint.files
     ]
-    auxiliary = [
-        records.FileRecord(path=name, bytes=work.finished[name].size_bytes, sha256=work.finished[name].sha256)
-        for name in checkpoint.auxiliary
-    ]
+    auxiliary = records.file_records((name, work.finished[name]) for name in checkpoint.auxiliary)
     return records.Manifest(
         tool=records.Tool(version=__version__),
         backend=job.options.backend,
@@ -205,11 +196,7 @@ def _manifest(
             "trust_remote_code": build.trust_remote_code,
         },
         versions=environment.versions(packages),
-        files=tuple(
-            records.FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256)
-            for path, written in sorted(work.finished.items())
-            if path != MANIFEST
-        ),
+        files=records.file_records(item for item in sorted(work.finished.items()) if item[0] != MANIFEST),
         deviations=tuple(_deviations(job)),
         ignored=tuple(_ignored(job.plan.ignored)),
         overflowed=streamed.overflowed,

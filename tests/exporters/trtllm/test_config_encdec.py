@@ -12,7 +12,7 @@ import pytest
 from llmcompile.architectures import lookup
 from llmcompile.architectures.spec import Dims
 from llmcompile.exporters.trtllm.config import encdec
-from llmcompile.exporters.trtllm.config.common import Given
+from llmcompile.exporters.trtllm.config.pretrained import Given
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "trtllm"
 FAMILIES = {"t5": "t5", "flan_t5_gated_untied": "t5", "bart": "bart"}

@@ -12,7 +12,7 @@ import pytest
 from llmcompile.architectures import lookup
 from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.exporters.trtllm.config import gpt
-from llmcompile.exporters.trtllm.config.common import Given
+from llmcompile.exporters.trtllm.config.pretrained import Given
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "trtllm"
 FAMILIES = {

@@ -148,7 +148,7 @@ def _rows(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolv
         rows = encoder_decoder_rows(recipe, gated=dims.facts.get("gated") is True)
     else:
         family = FAMILIES[architecture.name]
-        if architecture.name == "qwen2_moe" and options.release < _SHARED_EXPERT_MOVED:
+        if architecture.name == "qwen2_moe" and options.release < versions.SHARED_EXPERT_MOVED:
             family = replace(family, shared_expert="")
         if architecture.name == "falcon":
             family = _falcon(family, dims)
@@ -161,13 +161,6 @@ def _falcon(family: Family, dims: Dims) -> Family:
     """Of two norms, the second has a name of its own in a parallel block, whose biases are added on every rank."""
     parallel = dims.facts["parallel_attention"] is True
     return replace(family, mlp_norm="mlp_layernorm" if parallel else "post_layernorm", bias_once=parallel)
-
-
-_SHARED_EXPERT_MOVED = (0, 16)
-"""First release whose Qwen2-MoE keeps the shared expert under `mlp.`.
-
-0.15.0.dev2024111200 does not yet, 0.16.0.dev2024121000 does.
-"""
 
 
 def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
@@ -209,13 +202,9 @@ def _quantization(options: TrtllmOptions, resolved: Resolved) -> Mapping[str, An
         block["exclude_modules"] = ["lm_head"]
     elif recipe == "fp8_rowwise":
         block["clamp_val"] = [-CLAMP, CLAMP]
-        if options.release >= _META_RECIPE:
+        if options.release >= versions.META_RECIPE:
             block["use_meta_recipe"] = True
     return block
-
-
-_META_RECIPE = (0, 15)
-"""First release with the key `use_meta_recipe`, without which it quantizes every linear layer."""
 
 
 def _texts(architecture: Architecture, dims: Dims, given: configs.Given) -> Mapping[str, str]:

@@ -281,6 +281,13 @@ def _let_through(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
 # Check
 
 
+def parts_of(checkpoint: Path) -> tuple[Path, ...]:
+    """Folders of config.json and rank files: the checkpoint's own, or those of `PARTS`."""
+    if (checkpoint / "config.json").is_file():
+        return (checkpoint,)
+    return tuple(checkpoint / part for part in PARTS)
+
+
 def contents_of(config: Mapping[str, object], *, integers: bool) -> Contents:
     """What a checkpoint demands, by its config.json.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmcompile.architectures.spec import Dims
 from llmcompile.exporters.trtllm.config import encdec, gpt, llama
-from llmcompile.exporters.trtllm.config.common import Config, Given, Notes, Refusals
+from llmcompile.exporters.trtllm.config.pretrained import Config, Given, Notes, Refusals
 
 __all__ = ["CONFIGS", "ENCODER_DECODER", "NOTES", "REFUSALS", "UNBUILDABLE", "Given"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmcompile.architectures.spec import Dims
 from llmcompile.errors import Problem
-from llmcompile.exporters.trtllm.config.common import (
+from llmcompile.exporters.trtllm.config.pretrained import (
     Config,
     Given,
     Notes,
@@ -22,7 +22,7 @@ from llmcompile.exporters.trtllm.config.common import (
     activation_notes,
     activation_refusals,
     at_least,
-    common,
+    pretrained_config,
 )
 
 _LAYER_NORM, _RMS_NORM = 0, 1
@@ -91,7 +91,7 @@ def _bart(dims: Dims, given: Given, architecture: str) -> dict[str, Any]:
 
 
 def _stack(dims: Dims, given: Given, architecture: str, *, position_embedding_type: str) -> dict[str, Any]:
-    return common(
+    return pretrained_config(
         dims,
         given,
         architecture=architecture,

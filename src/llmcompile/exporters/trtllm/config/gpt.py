@@ -13,7 +13,7 @@ from typing import Any
 
 from llmcompile.architectures.spec import Dims
 from llmcompile.errors import Problem
-from llmcompile.exporters.trtllm.config.common import (
+from llmcompile.exporters.trtllm.config.pretrained import (
     HUGGING_FACE_NAMES,
     Config,
     Given,
@@ -23,8 +23,8 @@ from llmcompile.exporters.trtllm.config.common import (
     activation_notes,
     activation_refusals,
     at_least,
-    common,
     no_pipeline,
+    pretrained_config,
     rope_refusals,
     rotary,
 )
@@ -40,7 +40,7 @@ _FALCON_KEYS = (0, 15, 0)
 def _gpt(dims: Dims, given: Given, architecture: str, variant: str, *, kv_heads: int, bias: bool) -> dict[str, Any]:
     """The fields of upstream's class GPTForCausalLM, which was also the only name of it before 0.12."""
     return {
-        **common(
+        **pretrained_config(
             dims,
             given,
             architecture=architecture if given.version >= HUGGING_FACE_NAMES else "GPTForCausalLM",
@@ -84,7 +84,7 @@ def starcoder2(dims: Dims, given: Given) -> Mapping[str, Any]:
 def gptj(dims: Dims, given: Given) -> Mapping[str, Any]:
     """GPT-J."""
     return {
-        **common(
+        **pretrained_config(
             dims,
             given,
             architecture="GPTJForCausalLM",
@@ -100,7 +100,7 @@ def gptj(dims: Dims, given: Given) -> Mapping[str, Any]:
 def gptneox(dims: Dims, given: Given) -> Mapping[str, Any]:
     """GPT-NeoX."""
     return {
-        **common(
+        **pretrained_config(
             dims,
             given,
             architecture="GPTNeoXForCausalLM",
@@ -117,7 +117,7 @@ def gptneox(dims: Dims, given: Given) -> Mapping[str, Any]:
 def opt(dims: Dims, given: Given) -> Mapping[str, Any]:
     """OPT."""
     return {
-        **common(
+        **pretrained_config(
             dims,
             given,
             architecture="OPTForCausalLM",
@@ -132,7 +132,7 @@ def opt(dims: Dims, given: Given) -> Mapping[str, Any]:
 
 def bloom(dims: Dims, given: Given) -> Mapping[str, Any]:
     """BLOOM, which has no limit of positions."""
-    return common(
+    return pretrained_config(
         dims,
         given,
         architecture="BloomForCausalLM",
@@ -146,7 +146,7 @@ def bloom(dims: Dims, given: Given) -> Mapping[str, Any]:
 def falcon(dims: Dims, given: Given) -> Mapping[str, Any]:
     """Falcon."""
     return {
-        **common(
+        **pretrained_config(
             dims,
             given,
             architecture="FalconForCausalLM",
@@ -166,7 +166,7 @@ def falcon(dims: Dims, given: Given) -> Mapping[str, Any]:
 def mpt(dims: Dims, given: Given) -> Mapping[str, Any]:
     """MPT, by the class name that upstream's model map has."""
     return {
-        **common(
+        **pretrained_config(
             dims,
             given,
             architecture="MPTForCausalLM",

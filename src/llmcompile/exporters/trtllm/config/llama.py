@@ -14,7 +14,7 @@ from typing import Any
 
 from llmcompile.architectures.spec import Dims
 from llmcompile.errors import Problem
-from llmcompile.exporters.trtllm.config.common import (
+from llmcompile.exporters.trtllm.config.pretrained import (
     EXPERT_MAPPING,
     HUGGING_FACE_NAMES,
     Config,
@@ -25,8 +25,8 @@ from llmcompile.exporters.trtllm.config.common import (
     activation_notes,
     activation_refusals,
     at_least,
-    common,
     no_pipeline,
+    pretrained_config,
     rope_refusals,
     rotary,
 )
@@ -49,7 +49,7 @@ _PARTIAL_PHI3 = (0, 20, 0)
 
 def _rope_model(dims: Dims, given: Given, architecture: str, hidden_act: str) -> dict[str, Any]:
     """The common fields of a model whose positions are rotary and whose heads are grouped."""
-    return common(
+    return pretrained_config(
         dims,
         given,
         architecture=architecture,

@@ -63,7 +63,7 @@ _ACTIVATIONS = ("relu", "silu", "gelu", "gelu_new", "gelu_fast", _TANH_GELU)
 """Those that compute what Hugging Face's of that name does; "gelu" is the tanh approximation (functional.py)."""
 
 
-def common(
+def pretrained_config(
     dims: Dims,
     given: Given,
     *,
