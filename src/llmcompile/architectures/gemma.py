@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    MLP_NORM,
+    NORM_AND_HEAD,
+    LlamaLikeConfig,
+    attention,
+    gated_mlp,
+    sizes,
+)
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
     Epsilon,
-    HFConfig,
-    Tensor,
-    linear,
-    norm,
     read_config,
     rope,
 )
 
 
-class GemmaConfig(HFConfig):
+class GemmaConfig(LlamaLikeConfig):
     """Source: huggingface/transformers@v4.57.6:src/transformers/models/gemma/configuration_gemma.py."""
 
     vocab_size: int
@@ -43,16 +49,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
     """Sizes and facts of a Gemma config."""
     c = read_config(GemmaConfig, config)
     return Dims(
-        sizes={
-            "vocab": c.vocab_size,
-            "positions": c.max_position_embeddings,
-            "hidden": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": c.num_attention_heads,
-            "kv_heads": c.num_key_value_heads,
-            "head_dim": c.head_dim,
-            "ffn": c.intermediate_size,
-        },
+        sizes=sizes(c),
         facts={
             "activation": _activation(c),
             "norm_eps": c.rms_norm_eps,
@@ -75,27 +72,19 @@ def _activation(c: GemmaConfig) -> str:
     return "gelu_pytorch_tanh" if c.hidden_act == "gelu" else c.hidden_act
 
 
-_LAYER = "layers.{layer}"
-
 GEMMA = Architecture(
     name="gemma",
     classes=("GemmaForCausalLM", "GemmaModel"),
     model_types=("gemma",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
-        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias_when="attention_bias"),
-        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *linear("mlp.gate", f"{_LAYER}.mlp.gate_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.up", f"{_LAYER}.mlp.up_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.down", f"{_LAYER}.mlp.down_proj", "hidden", "ffn", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *EMBEDDING,
+        *ATTENTION_NORM,
+        *attention(qkv_bias="attention_bias", o_bias="attention_bias"),
+        *MLP_NORM,
+        *gated_mlp(),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    LAYER,
+    NORM_AND_HEAD,
+    LlamaLikeConfig,
+    attention,
+    gated_mlp,
+    sizes,
+)
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
     Epsilon,
-    HFConfig,
-    Tensor,
-    linear,
     norm,
     read_config,
     rope,
 )
 
 
-class Gemma2Config(HFConfig):
+class Gemma2Config(LlamaLikeConfig):
     """Source: huggingface/transformers@v4.57.6:src/transformers/models/gemma2/configuration_gemma2.py."""
 
     vocab_size: int
@@ -46,16 +53,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
     """Sizes and facts of a Gemma 2 config."""
     c = read_config(Gemma2Config, config)
     return Dims(
-        sizes={
-            "vocab": c.vocab_size,
-            "positions": c.max_position_embeddings,
-            "hidden": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": c.num_attention_heads,
-            "kv_heads": c.num_key_value_heads,
-            "head_dim": c.head_dim,
-            "ffn": c.intermediate_size,
-        },
+        sizes=sizes(c),
         facts={
             "activation": c.hidden_activation,
             "norm_eps": c.rms_norm_eps,
@@ -72,29 +70,21 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-_LAYER = "layers.{layer}"
-
 GEMMA2 = Architecture(
     name="gemma2",
     classes=("Gemma2ForCausalLM", "Gemma2Model"),
     model_types=("gemma2",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
-        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias_when="attention_bias"),
-        *norm("attn.post_norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *norm("mlp.norm", f"{_LAYER}.pre_feedforward_layernorm", bias=False),
-        *linear("mlp.gate", f"{_LAYER}.mlp.gate_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.up", f"{_LAYER}.mlp.up_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.down", f"{_LAYER}.mlp.down_proj", "hidden", "ffn", bias=False),
-        *norm("mlp.post_norm", f"{_LAYER}.post_feedforward_layernorm", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *EMBEDDING,
+        *ATTENTION_NORM,
+        *attention(qkv_bias="attention_bias", o_bias="attention_bias"),
+        *norm("attn.post_norm", f"{LAYER}.post_attention_layernorm", bias=False),
+        *norm("mlp.norm", f"{LAYER}.pre_feedforward_layernorm", bias=False),
+        *gated_mlp(),
+        *norm("mlp.post_norm", f"{LAYER}.post_feedforward_layernorm", bias=False),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    MLP_NORM,
+    NORM_AND_HEAD,
+    LlamaLikeConfig,
+    attention,
+    gated_mlp,
+    sizes,
+)
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
     Epsilon,
-    HFConfig,
-    Tensor,
-    linear,
-    norm,
-    per_head,
     read_config,
     rope,
 )
 
 
-class MistralConfig(HFConfig):
+class MistralConfig(LlamaLikeConfig):
     """Source: huggingface/transformers@v4.57.6:src/transformers/models/mistral/configuration_mistral.py."""
 
     vocab_size: int
@@ -42,18 +47,8 @@ class MistralConfig(HFConfig):
 def dims(config: Mapping[str, Any]) -> Dims:
     """Sizes and facts of a Mistral config."""
     c = read_config(MistralConfig, config)
-    heads = c.num_attention_heads
     return Dims(
-        sizes={
-            "vocab": c.vocab_size,
-            "positions": c.max_position_embeddings,
-            "hidden": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": heads,
-            "kv_heads": heads if c.num_key_value_heads is None else c.num_key_value_heads,
-            "head_dim": per_head(c.hidden_size, heads) if c.head_dim is None else c.head_dim,
-            "ffn": c.intermediate_size,
-        },
+        sizes=sizes(c),
         facts={
             "activation": c.hidden_act,
             "norm_eps": c.rms_norm_eps,
@@ -66,27 +61,19 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-_LAYER = "layers.{layer}"
-
 MISTRAL = Architecture(
     name="mistral",
     classes=("MistralForCausalLM", "MistralModel"),
     model_types=("mistral",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
-        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias=False),
-        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias=False),
-        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias=False),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias=False),
-        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *linear("mlp.gate", f"{_LAYER}.mlp.gate_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.up", f"{_LAYER}.mlp.up_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.down", f"{_LAYER}.mlp.down_proj", "hidden", "ffn", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *EMBEDDING,
+        *ATTENTION_NORM,
+        *attention(),
+        *MLP_NORM,
+        *gated_mlp(),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )

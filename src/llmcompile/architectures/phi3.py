@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    LAYER,
+    MLP_NORM,
+    NORM_AND_HEAD,
+)
 from llmcompile.architectures.phi import rotary_fraction
 from llmcompile.architectures.spec import (
     Architecture,
@@ -13,10 +20,8 @@ from llmcompile.architectures.spec import (
     Epsilon,
     Fraction,
     HFConfig,
-    Tensor,
     fused,
     linear,
-    norm,
     per_head,
     read_config,
     rope,
@@ -72,30 +77,27 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-_LAYER = "layers.{layer}"
-
 PHI3 = Architecture(
     name="phi3",
     classes=("Phi3ForCausalLM", "Phi3Model"),
     model_types=("phi3",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
+        *EMBEDDING,
+        *ATTENTION_NORM,
         *fused(
             ("attn.q", "attn.k", "attn.v"),
-            f"{_LAYER}.self_attn.qkv_proj",
+            f"{LAYER}.self_attn.qkv_proj",
             "heads+kv_heads+kv_heads head_dim",
             "hidden",
             bias=False,
         ),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias=False),
-        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *fused(("mlp.gate", "mlp.up"), f"{_LAYER}.mlp.gate_up_proj", "part ffn", "hidden", bias=False),
-        *linear("mlp.down", f"{_LAYER}.mlp.down_proj", "hidden", "ffn", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *linear("attn.o", f"{LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias=False),
+        *MLP_NORM,
+        *fused(("mlp.gate", "mlp.up"), f"{LAYER}.mlp.gate_up_proj", "part ffn", "hidden", bias=False),
+        *linear("mlp.down", f"{LAYER}.mlp.down_proj", "hidden", "ffn", bias=False),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    LAYER,
+    MLP_NORM,
+    NORM_AND_HEAD,
+    LlamaLikeConfig,
+    attention,
+    gated_mlp,
+    sizes,
+)
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
     Epsilon,
-    HFConfig,
-    Tensor,
     chosen,
     linear,
-    norm,
-    per_head,
     read_config,
     rope,
 )
 
 
-class Qwen2MoeConfig(HFConfig):
+class Qwen2MoeConfig(LlamaLikeConfig):
     """Source: huggingface/transformers@v4.57.6:src/transformers/models/qwen2_moe/configuration_qwen2_moe.py."""
 
     vocab_size: int
@@ -53,18 +60,10 @@ class Qwen2MoeConfig(HFConfig):
 def dims(config: Mapping[str, Any]) -> Dims:
     """Sizes and facts of a Qwen2-MoE config."""
     c = read_config(Qwen2MoeConfig, config)
-    heads = c.num_attention_heads
     dense = dense_layers(c.num_hidden_layers, c.decoder_sparse_step, c.mlp_only_layers)
     return Dims(
         sizes={
-            "vocab": c.vocab_size,
-            "positions": c.max_position_embeddings,
-            "hidden": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": heads,
-            "kv_heads": c.num_key_value_heads,
-            "head_dim": per_head(c.hidden_size, heads) if c.head_dim is None else c.head_dim,
-            "ffn": c.intermediate_size,
+            **sizes(c),
             "moe_ffn": c.moe_intermediate_size,
             "shared_ffn": c.shared_expert_intermediate_size,
             "experts": c.num_experts,
@@ -96,8 +95,7 @@ def dense_layers(layers: int, sparse_step: int, mlp_only: list[int] | None) -> i
     return layers - sparse + sum((layer + 1) % sparse_step == 0 for layer in named)
 
 
-_LAYER = "layers.{layer}"
-_EXPERT = f"{_LAYER}.mlp.experts.{{expert}}"
+_EXPERT = f"{LAYER}.mlp.experts.{{expert}}"
 
 QWEN2_MOE = Architecture(
     name="qwen2_moe",
@@ -105,24 +103,16 @@ QWEN2_MOE = Architecture(
     model_types=("qwen2_moe",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
-        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias=False),
-        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *linear("router", f"{_LAYER}.mlp.gate", "experts", "hidden", bias=False),
-        *linear("experts.gate", f"{_EXPERT}.gate_proj", "moe_ffn", "hidden", bias=False),
-        *linear("experts.up", f"{_EXPERT}.up_proj", "moe_ffn", "hidden", bias=False),
-        *linear("experts.down", f"{_EXPERT}.down_proj", "hidden", "moe_ffn", bias=False),
-        *linear("shared.gate", f"{_LAYER}.mlp.shared_expert.gate_proj", "shared_ffn", "hidden", bias=False),
-        *linear("shared.up", f"{_LAYER}.mlp.shared_expert.up_proj", "shared_ffn", "hidden", bias=False),
-        *linear("shared.down", f"{_LAYER}.mlp.shared_expert.down_proj", "hidden", "shared_ffn", bias=False),
-        *linear("shared.switch", f"{_LAYER}.mlp.shared_expert_gate", "1", "hidden", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *EMBEDDING,
+        *ATTENTION_NORM,
+        *attention(qkv_bias="attention_bias"),
+        *MLP_NORM,
+        *linear("router", f"{LAYER}.mlp.gate", "experts", "hidden", bias=False),
+        *gated_mlp("experts", _EXPERT, "moe_ffn"),
+        *gated_mlp("shared", f"{LAYER}.mlp.shared_expert", "shared_ffn"),
+        *linear("shared.switch", f"{LAYER}.mlp.shared_expert_gate", "1", "hidden", bias=False),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    MLP_NORM,
+    NORM_AND_HEAD,
+    QK_NORMS,
+    LlamaLikeConfig,
+    attention,
+    gated_mlp,
+    sizes,
+)
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
     Epsilon,
-    HFConfig,
-    Tensor,
-    linear,
-    norm,
     read_config,
     rope,
 )
 
 
-class Qwen3Config(HFConfig):
+class Qwen3Config(LlamaLikeConfig):
     """Source: huggingface/transformers@v4.57.6:src/transformers/models/qwen3/configuration_qwen3.py."""
 
     vocab_size: int
@@ -42,18 +49,8 @@ class Qwen3Config(HFConfig):
 def dims(config: Mapping[str, Any]) -> Dims:
     """Sizes and facts of a Qwen3 config."""
     c = read_config(Qwen3Config, config)
-    heads = c.num_attention_heads
     return Dims(
-        sizes={
-            "vocab": c.vocab_size,
-            "positions": c.max_position_embeddings,
-            "hidden": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": heads,
-            "kv_heads": heads if c.num_key_value_heads is None else c.num_key_value_heads,
-            "head_dim": c.head_dim,
-            "ffn": c.intermediate_size,
-        },
+        sizes=sizes(c),
         facts={
             "activation": c.hidden_act,
             "norm_eps": c.rms_norm_eps,
@@ -68,29 +65,20 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-_LAYER = "layers.{layer}"
-
 QWEN3 = Architecture(
     name="qwen3",
     classes=("Qwen3ForCausalLM", "Qwen3Model"),
     model_types=("qwen3",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
-        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias_when="attention_bias"),
-        Tensor(("attn.q_norm.weight",), f"{_LAYER}.self_attn.q_norm.weight", "head_dim"),
-        Tensor(("attn.k_norm.weight",), f"{_LAYER}.self_attn.k_norm.weight", "head_dim"),
-        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *linear("mlp.gate", f"{_LAYER}.mlp.gate_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.up", f"{_LAYER}.mlp.up_proj", "ffn", "hidden", bias=False),
-        *linear("mlp.down", f"{_LAYER}.mlp.down_proj", "hidden", "ffn", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *EMBEDDING,
+        *ATTENTION_NORM,
+        *attention(qkv_bias="attention_bias", o_bias="attention_bias"),
+        *QK_NORMS,
+        *MLP_NORM,
+        *gated_mlp(),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
 
+from llmcompile.architectures.llama_like import (
+    ATTENTION_NORM,
+    BUFFERS,
+    EMBEDDING,
+    LAYER,
+    MLP_NORM,
+    NORM_AND_HEAD,
+    QK_NORMS,
+    LlamaLikeConfig,
+    attention,
+    gated_mlp,
+    sizes,
+)
 from llmcompile.architectures.qwen2_moe import dense_layers
 from llmcompile.architectures.spec import (
     Architecture,
     Dims,
     Epsilon,
-    HFConfig,
-    Tensor,
     chosen,
     linear,
-    norm,
-    per_head,
     read_config,
     rope,
 )
 
 
-class Qwen3MoeConfig(HFConfig):
+class Qwen3MoeConfig(LlamaLikeConfig):
     """Source: huggingface/transformers@v4.57.6:src/transformers/models/qwen3_moe/configuration_qwen3_moe.py."""
 
     vocab_size: int
@@ -52,18 +60,10 @@ class Qwen3MoeConfig(HFConfig):
 def dims(config: Mapping[str, Any]) -> Dims:
     """Sizes and facts of a Qwen3-MoE config."""
     c = read_config(Qwen3MoeConfig, config)
-    heads = c.num_attention_heads
     dense = dense_layers(c.num_hidden_layers, c.decoder_sparse_step, c.mlp_only_layers)
     return Dims(
         sizes={
-            "vocab": c.vocab_size,
-            "positions": c.max_position_embeddings,
-            "hidden": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": heads,
-            "kv_heads": c.num_key_value_heads,
-            "head_dim": per_head(c.hidden_size, heads) if c.head_dim is None else c.head_dim,
-            "ffn": c.intermediate_size,
+            **sizes(c),
             "moe_ffn": c.moe_intermediate_size,
             "experts": c.num_experts,
         },
@@ -83,8 +83,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-_LAYER = "layers.{layer}"
-_EXPERT = f"{_LAYER}.mlp.experts.{{expert}}"
+_EXPERT = f"{LAYER}.mlp.experts.{{expert}}"
 
 QWEN3_MOE = Architecture(
     name="qwen3_moe",
@@ -92,22 +91,15 @@ QWEN3_MOE = Architecture(
     model_types=("qwen3_moe",),
     prefixes=("model.",),
     tensors=(
-        Tensor(("embed.tokens.weight",), "embed_tokens.weight", "vocab", "hidden"),
-        *norm("attn.norm", f"{_LAYER}.input_layernorm", bias=False),
-        *linear("attn.q", f"{_LAYER}.self_attn.q_proj", "heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.k", f"{_LAYER}.self_attn.k_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.v", f"{_LAYER}.self_attn.v_proj", "kv_heads head_dim", "hidden", bias_when="attention_bias"),
-        *linear("attn.o", f"{_LAYER}.self_attn.o_proj", "hidden", "heads head_dim", bias_when="attention_bias"),
-        Tensor(("attn.q_norm.weight",), f"{_LAYER}.self_attn.q_norm.weight", "head_dim"),
-        Tensor(("attn.k_norm.weight",), f"{_LAYER}.self_attn.k_norm.weight", "head_dim"),
-        *norm("mlp.norm", f"{_LAYER}.post_attention_layernorm", bias=False),
-        *linear("router", f"{_LAYER}.mlp.gate", "experts", "hidden", bias=False),
-        *linear("experts.gate", f"{_EXPERT}.gate_proj", "moe_ffn", "hidden", bias=False),
-        *linear("experts.up", f"{_EXPERT}.up_proj", "moe_ffn", "hidden", bias=False),
-        *linear("experts.down", f"{_EXPERT}.down_proj", "hidden", "moe_ffn", bias=False),
-        *norm("norm", "norm", bias=False),
-        Tensor(("head.weight",), "lm_head.weight", "vocab", "hidden", tied_to="embed.tokens.weight"),
+        *EMBEDDING,
+        *ATTENTION_NORM,
+        *attention(qkv_bias="attention_bias", o_bias="attention_bias"),
+        *QK_NORMS,
+        *MLP_NORM,
+        *linear("router", f"{LAYER}.mlp.gate", "experts", "hidden", bias=False),
+        *gated_mlp("experts", _EXPERT, "moe_ffn"),
+        *NORM_AND_HEAD,
     ),
     dims=dims,
-    ignored=MappingProxyType({"layers.*.self_attn.rotary_emb.inv_freq": "recomputed from rope_theta"}),
+    ignored=BUFFERS,
 )
