@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from llmcompile.architectures.spec import Architecture, Assumed, Dims, Tensor
 from llmcompile.assembly import assemble, check_ignored
 from llmcompile.checkpoint.folder import open_checkpoint
 from llmcompile.checkpoint.reader import Reader
-from llmcompile.dtypes import BF16, FP16, FP32, INT8, DType, Shape
+from llmcompile.dtypes import BF16, BY_NAME, FP16, FP32, INT8, DType, Shape
 from llmcompile.errors import CheckpointError
-from llmcompile.plan import Combine, Encoding, Row, Step, TensorSpec, make_plan
+from llmcompile.plan import Combine, Encoding, Row, Slots, Step, TensorSpec, make_plan
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
@@ -255,6 +256,140 @@ def test_ranks_that_share_a_head_have_it_in_common(tmp_path: Path) -> None:
 
     whole = weights["a"].reshape(4, 3, 10)
     assert joined(source, step) == [whole[rank // 3].tobytes() for rank in range(12)]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 64, 4 << 20])
+@pytest.mark.parametrize("ranks", [3, 4, 7, 12])
+@pytest.mark.parametrize("in_first", [False, True])
+def test_inputs_that_were_rounded_up_are_padded_on_every_row(
+    ranks: int, block_bytes: int, in_first: bool, tmp_path: Path
+) -> None:
+    """Split "in": joined along the inputs the files are the matrix and columns of zeros."""
+    weights = {"a": np.random.default_rng(0).normal(size=(12, 10)).astype(np.float32)}
+    source = checkpoint(tmp_path / "hf", weights)
+    with blocks_of(block_bytes):
+        row = Row(RANK, ("a",), tensor="a", split="in", uneven="pad", in_first=in_first)
+        (step,) = steps_of(source, [MATRIX], row, ranks=ranks)
+        found = joined(source, step)
+
+    shape = step.tensors[0].shape
+    shares = [np.frombuffer(content, np.float32).reshape(shape) for content in found]
+    whole = np.concatenate([share.T if in_first else share for share in shares], 1)
+    np.testing.assert_array_equal(whole[:, :10], weights["a"])
+    assert (whole[:, 10:] == 0).all()
+
+
+def test_parts_of_a_padded_file_are_each_padded(tmp_path: Path) -> None:
+    """Two roles of 12 rows on 5 ranks: each rank has 3 rows of the first, zeros among them, before 3 of the second."""
+    weights = {
+        name: np.arange(1, 121, dtype=np.float32).reshape(12, 10) + start for name, start in (("a", 0), ("b", 500))
+    }
+    source = checkpoint(tmp_path / "hf", weights)
+    (step,) = steps_of(source, TWO, Row(RANK, ("a", "b"), tensor="x", split="out", uneven="pad"), ranks=5)
+
+    padded = {name: np.concatenate([weights[name], np.zeros((3, 10), np.float32)]).reshape(5, 3, 10) for name in "ab"}
+    assert joined(source, step) == [padded["a"][rank].tobytes() + padded["b"][rank].tobytes() for rank in range(5)]
+
+
+SLOTS = st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=3, max_size=3)
+"""Of 4 heads, those in the three places of a rank."""
+
+
+@pytest.mark.parametrize(
+    ("out", "stored_in_first"), [("h d", False), ("h d", True), ("d h", False)], ids=["rows", "columns", "inner"]
+)
+@pytest.mark.parametrize("split", ["out", "in"])
+@settings(deadline=None, max_examples=25)
+@given(places=st.lists(SLOTS, min_size=2, max_size=2), block_bytes=st.sampled_from([1, 100, 4 << 20]))
+def test_slots_say_which_indices_a_rank_holds(
+    split: str, out: str, stored_in_first: bool, places: list[list[int | None]], block_bytes: int
+) -> None:
+    """Each place of a rank has the rows, or columns, of its head, or zeros; heads may be repeated and left out."""
+    order = "h d" if out == "d h" else ""
+    held: tuple[Slots, ...] = tuple(tuple(rank) for rank in places)
+    numbers = np.random.default_rng(3).normal(size=(4, 3, 10)).astype(np.float32)
+    stored = numbers.transpose(1, 0, 2) if order != "" else numbers
+    matrix = stored.reshape(12, 10)
+    if split == "out":
+        tensor = Tensor(("a",), "a", out, "m", in_first=stored_in_first, order=order)
+        weight = matrix.T if stored_in_first else matrix
+    else:
+        tensor = Tensor(("a",), "a", "m", "h d", in_first=not stored_in_first)
+        weight = numbers.reshape(12, 10) if not stored_in_first else numbers.reshape(12, 10).T
+    with tempfile.TemporaryDirectory() as folder, blocks_of(block_bytes):
+        source = checkpoint(Path(folder) / "hf", {"a": np.ascontiguousarray(weight)})
+        row = Row(RANK, ("a",), tensor="a", split=split, slots=lambda role, ranks: held)
+        (step,) = steps_of(source, [tensor], row, ranks=2)
+        found = joined(source, step)
+
+    empty = np.zeros((3, 10), np.float32)
+    for rank in (0, 1):
+        rows = np.concatenate([empty if head is None else numbers[head] for head in held[rank]])
+        expected = rows if split == "out" else rows.T
+        assert step.tensors[0].shape == expected.shape
+        assert found[rank] == np.ascontiguousarray(expected).tobytes()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    places=st.lists(st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=4, max_size=4), min_size=3, max_size=3)
+)
+def test_slots_count_through_a_group(places: list[list[int | None]]) -> None:
+    """Of 2 key heads with 3 queries each, queries 0 to 5 go wherever they are told, out of a fused tensor too."""
+    held: tuple[Slots, ...] = tuple(tuple(rank) for rank in places)
+    sizes = {"kv": 2, "group": 3, "e": 2, "m": 10}
+    fused = np.random.default_rng(4).normal(size=(2, 5, 2, 10)).astype(np.float32)
+    dims = Dims(sizes, {})
+    tensor = Tensor(("q", "k", "v"), "a", "kv group+1+1 e", "m")
+    architecture = Architecture("tiny", (), (), (), (tensor,), lambda _: dims, {})
+
+    def slots(role: str, ranks: int) -> tuple[Slots, ...]:
+        return held if role == "q" else ((0,), (1,), (1,))
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = checkpoint(Path(folder) / "hf", {"a": fused.reshape(20, 10)})
+        row = Row(RANK, ("q", "k", "v"), tensor="a", split="out", slots=slots)
+        tensors = open_checkpoint(source).tensors
+        plan = make_plan(architecture, dims, tensors, [row], ranks=3, dtype=FP32, unused={})
+        found = joined(source, plan.steps[0])
+
+    queries = fused[:, :3].reshape(6, 2, 10)
+    empty = np.zeros((2, 10), np.float32)
+    for rank, kv in enumerate((0, 1, 1)):
+        parts = [*(empty if head is None else queries[head] for head in held[rank]), fused[kv, 3], fused[kv, 4]]
+        assert found[rank] == np.concatenate(parts).tobytes()
+
+
+def test_experts_may_lie_inputs_first(tmp_path: Path) -> None:
+    """Of each expert the roles side by side, (experts, in, out); every rank has a part of each role."""
+    tensors = [Tensor((role,), f"{role}.{{expert}}", "n", "m") for role in "ab"]
+    numbers = np.random.default_rng(5)
+    weights = {
+        f"{role}.{expert}": numbers.normal(size=(12, 10)).astype(np.float32) for role in "ab" for expert in range(4)
+    }
+    source = checkpoint(tmp_path / "hf", weights)
+    row = Row(RANK, ("a", "b"), tensor="x", split="out", experts=True, in_first=True)
+
+    (step,) = steps_of(source, tensors, row, ranks=2)
+
+    assert step.tensors[0].shape == (4, 10, 12)
+    for rank, content in enumerate(joined(source, step)):
+        experts = [
+            np.concatenate([weights[f"{role}.{expert}"].reshape(2, 6, 10)[rank] for role in "ab"]).T
+            for expert in range(4)
+        ]
+        assert content == np.stack(experts).tobytes()
+
+
+def test_a_combination_may_ask_for_the_rank(tmp_path: Path) -> None:
+    """Its number is the last operand."""
+    source = checkpoint(tmp_path / "hf", {"c": np.ones(12, np.float32)})
+    combine = Combine(lambda operands: operands[-1], (("c",),), scalar=True, rank=True)
+    row = Row(RANK, (), tensor="x", combine=combine, dtype=BY_NAME["int32"])
+
+    (step,) = steps_of(source, [Tensor(("c",), "c", "n")], row, ranks=3)
+
+    assert joined(source, step) == [np.int32([rank]).tobytes() for rank in range(3)]
 
 
 BITS = {FP32: np.dtype(np.float32), FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}

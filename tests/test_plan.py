@@ -29,7 +29,7 @@ from llmcompile.exporters.ft.layout import FAMILIES
 from llmcompile.exporters.trtllm import encodings
 from llmcompile.exporters.trtllm.rows import FAMILIES as TRTLLM_FAMILIES
 from llmcompile.exporters.trtllm.rows import RANK, Recipe, decoder_rows
-from llmcompile.plan import BLOCK_BYTES, Compute, Grid, Piece, Plan, Row, make_plan, share_shape, spans
+from llmcompile.plan import BLOCK_BYTES, Compute, Grid, Piece, Plan, Row, make_plan, placed, share_shape, spans
 
 LLAMA_CONFIG = {
     "vocab_size": 44,
@@ -727,6 +727,41 @@ def test_ranks_that_share_a_group_divide_it(kv: int, group: int, ranks: int) -> 
             cut = {span.axis: slice(span.start, span.stop) for span in share or ()}
             part = heads[cut.get("kv", slice(None)), cut.get("group", slice(None))].ravel()
             assert part.tolist() == np.array_split(heads.ravel(), ranks)[rank].tolist()
+
+
+def test_slots_that_are_equal_shares_are_nothing_special() -> None:
+    """They are the same spans as without, and memory is that of a rank's share."""
+    stored = checkpoint({"a": (8 * 64, 4096)}, dtype=FP32)
+    dims = Dims({"h": 8, "d": 64, "m": 4096}, {})
+    family = Architecture("tiny", (), (), (), (Tensor(("a",), "a", "h d", "m", in_first=False),), lambda _: dims, {})
+    plain = Row("rank{rank}.safetensors", ("a",), tensor="a", split="out")
+    slotted = replace(plain, slots=lambda role, ranks: tuple(tuple(range(2 * rank, 2 * rank + 2)) for rank in range(4)))
+
+    steps = [
+        make_plan(family, dims, stored, [row], ranks=4, dtype=FP32, unused={}).steps[0] for row in (plain, slotted)
+    ]
+
+    for rank in range(4):
+        shares = [spans(step.row, step.pieces[0], 4, rank) for step in steps]
+        assert shares[0] == shares[1]
+        assert placed(slotted, steps[1].pieces[0], 4, rank) is None
+    assert steps[0].memory_bytes() == steps[1].memory_bytes()
+
+
+def test_the_degrees_that_are_suggested_count_slots_as_whole() -> None:
+    """An axis that does not divide is named with degrees at which another, which has slots, need not divide."""
+    stored = checkpoint({"a": (6, 4), "b": (8, 4)})
+    dims = Dims({"n": 6, "k": 8, "m": 4}, {})
+    tensors = (Tensor(("a",), "a", "n", "m"), Tensor(("b",), "b", "k", "m"))
+    family = Architecture("tiny", (), (), (), tensors, lambda _: dims, {})
+    table = [
+        Row("rank{rank}.safetensors", ("a",), tensor="a", split="out", slots=lambda role, ranks: ((0, 1),) * ranks),
+        Row("rank{rank}.safetensors", ("b",), tensor="b", split="out"),
+    ]
+
+    (problem,) = make_plan(family, dims, stored, table, ranks=3, dtype=FP16, unused={}).problems
+
+    assert problem.hint == "degrees that divide this model: 1, 2, 4, 8"
 
 
 def test_a_row_that_is_not_split_gives_everything_to_all() -> None:

@@ -24,9 +24,11 @@ from llmcompile.plan import (
     Compute,
     Encoder,
     Piece,
+    Slots,
     Span,
     Step,
     leading_axis,
+    placed,
     rank_at_a_time,
     rows_at_a_time,
     segments,
@@ -191,6 +193,7 @@ def _combined(step: Step, reader: Reader, overflowed: Counter[str]) -> Iterator[
     assert combine is not None
     for rank in range(len(step.files)):
         operands = [_gathered(step, combine, pieces, rank, reader) for pieces in step.operands]
+        operands += [np.array([rank], np.int32)] if combine.rank else []
         bits = combine.function(operands).astype(step.dtype.bits, copy=False)
         if bits.shape == operands[0].shape and operands[0].dtype == np.float32:
             elements = overflows(operands[0], FP32, bits, step.dtype)
@@ -269,9 +272,41 @@ def _share(step: Step, piece: Piece, view: Array, start: int, rank: int) -> Arra
             # The view holds a range of this axis: all of the share, or some of its rows.
             first, last = max(0, first - start), min(last - start, view.shape[names.index(span.axis)])
         view = view[(slice(None),) * names.index(span.axis) + (slice(first, last),)]
+    slots = placed(step.row, piece, step.ranks, rank)
+    if slots is not None:
+        view = _picked(step, piece, view, slots, rank)
     if step.row.in_first:
         view = view.transpose([names.index(name) for name in (*piece.inp, *piece.out)])
     return view
+
+
+def _picked(step: Step, piece: Piece, view: Array, slots: Slots, rank: int) -> Array:
+    """`slots` of a view that holds the rank's span alone, zeros where there is nothing, with as many axes."""
+    names = [*piece.out, *piece.inp]
+    (span,) = spans(step.row, piece, step.ranks, rank) or ()
+    at = names.index(span.axis)
+    grouped = step.row.slots is not None and names[at + 1 : at + 2] == ["group"]
+    each = view.shape[at + 1] if grouped else 1
+    shape = list(view.shape)
+    shape[at : at + 1 + grouped] = [len(slots), 1][: 1 + grouped]
+    picked = np.zeros(shape, view.dtype)
+    for place, index, length in _runs(slots, 1 if grouped else len(slots)):
+        first = index - span.start * each
+        source = (slice(first // each, first // each + length), *([slice(first % each, first % each + 1)] * grouped))
+        copy_strided(picked[(slice(None),) * at + (slice(place, place + length),)], view[(slice(None),) * at + source])
+    return picked
+
+
+def _runs(slots: Slots, longest: int) -> Iterator[tuple[int, int, int]]:
+    """Place, index and length of each run of successive indices, none longer than `longest`."""
+    place = 0
+    while place < len(slots):
+        index, length = slots[place], 1
+        if index is not None:
+            while length < longest and slots[place + length : place + length + 1] == (index + length,):
+                length += 1
+            yield place, index, length
+        place += length
 
 
 def _assembled(

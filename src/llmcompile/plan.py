@@ -10,13 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from llmcompile.architectures.spec import Architecture, Dims, Tensor, holds
 from llmcompile.checkpoint.headers import Stored
 from llmcompile.dtypes import BF16, FP32, DType, Shape, count
 from llmcompile.errors import Problem
 from llmcompile.transforms import Array
+
+Slots: TypeAlias = tuple[int | None, ...]
+"""What one rank holds of a split axis, in order: the numbers of its indices, None for zeros in the place of one."""
 
 BLOCK_BYTES = 4 << 20
 """Bytes of output produced, hashed and written at a time; small enough to stay in a shared cache."""
@@ -118,12 +121,14 @@ class Combine:
             over as float32, whatever they are stored as; integers as they are.
         operands: The roles of each operand, joined as a row's roles are.
         scalar: Whether the result has one element; the first operand's shape otherwise.
+        rank: Whether the number of the rank, of one element, is handed over as one more operand, the last.
         fault: Values of one tensor of an operand -> what is wrong with them; "" for nothing.
     """
 
     function: Callable[[Sequence[Array]], Array]
     operands: tuple[tuple[str, ...], ...]
     scalar: bool = False
+    rank: bool = False
     fault: Callable[[Array], str] = lambda values: ""
 
 
@@ -146,7 +151,10 @@ class Row:
         stage: The pipeline stage that has a tensor without layer: "first", "last", or "" for all.
         uneven: What happens when the split axis does not divide: "pad" rounds the share up and adds zeros,
             "replicate" gives each of few indices to several ranks; "" refuses.
-        experts: Whether the roles are repeated for every expert a rank holds; the tensor then begins with that axis.
+        slots: (role, ranks) -> what each rank holds of the split axis, as long on every rank; None for equal shares.
+            An axis `group` behind it counts with it: index g of group k is k x groups + g.
+        experts: Whether the roles are repeated for every expert a rank holds; the tensor then begins with that axis,
+            and the roles of each expert are joined apart from the others'.
         repeat: Name of a size: roles without layer are written once for each of so many layers.
         encoding: How the matrix is packed.
         asides: Roles of small tensors the encoding needs.
@@ -165,6 +173,7 @@ class Row:
     tensor: str = ""
     stage: str = ""
     uneven: str = ""
+    slots: Callable[[str, int], tuple[Slots, ...]] | None = None
     experts: bool = False
     repeat: str = ""
     encoding: Encoding | None = None
@@ -398,11 +407,16 @@ def spans(row: Row, piece: Piece, ranks: int, rank: int) -> tuple[Span, ...] | N
 
     The first axis of the row's side is divided. Where there are more ranks than that axis has indices, each index goes
     to several ranks, which divide the axis `group` behind it among them or, with "replicate", have it in common.
+    Of what `placed` picks from, it is the range that holds every pick.
     """
     if row.split not in ("out", "in"):
         return ()
-    side = piece.out if row.split == "out" else piece.inp
+    side = _side(row, piece)
     size = piece.size(side[0])
+    if row.slots is not None:
+        unit = _unit(piece, side)
+        held = [index // unit for index in row.slots(piece.role, ranks)[rank] if index is not None]
+        return (Span(side[0], min(held), max(held) + 1) if len(held) > 0 else Span(side[0], 0, 0),)
     if row.uneven == "pad":
         length = -(-size // ranks)
         return (Span(side[0], min(size, rank * length), min(size, (rank + 1) * length)),)
@@ -421,9 +435,53 @@ def spans(row: Row, piece: Piece, ranks: int, rank: int) -> tuple[Span, ...] | N
     return (index,) if row.uneven == "replicate" else None
 
 
+def _side(row: Row, piece: Piece) -> tuple[str, ...]:
+    """The axes the first of which the row divides."""
+    return piece.out if row.split == "out" else piece.inp
+
+
+def _unit(piece: Piece, side: tuple[str, ...]) -> int:
+    """How many of the row's slots an index of the split axis stands for."""
+    return piece.size("group") if len(side) > 1 and side[1] == "group" else 1
+
+
+def placed(row: Row, piece: Piece, ranks: int, rank: int) -> Slots | None:
+    """What of the rank's span it holds, in order, where that is not the span as it is; None where it is.
+
+    Numbers count from the start of the split axis, and with `Row.slots` through an axis `group` behind it.
+    """
+    if row.split not in ("out", "in"):
+        return None
+    side = _side(row, piece)
+    unit = 1
+    if row.slots is not None:
+        unit = _unit(piece, side)
+        slots = row.slots(piece.role, ranks)[rank]
+    elif row.uneven == "pad" and (row.split == "in" or len(row.roles) > 1) and piece.size(side[0]) % ranks != 0:
+        size = piece.size(side[0])
+        length = -(-size // ranks)
+        slots = tuple(index if index < size else None for index in range(rank * length, (rank + 1) * length))
+    else:
+        # Rows that end a file are padded there, by whoever writes it.
+        return None
+    first = slots[0]
+    if first is None or first % unit != 0 or len(slots) % unit != 0:
+        return slots
+    return None if slots == tuple(range(first, first + len(slots))) else slots
+
+
+def rearranged(row: Row, piece: Piece, ranks: int) -> bool:
+    """Whether some rank's share is not a range of the split axis."""
+    return any(placed(row, piece, ranks, rank) is not None for rank in range(ranks))
+
+
 def share_shape(row: Row, piece: Piece, ranks: int) -> tuple[int, int]:
     """Output and input elements of the largest share, which every rank is padded to."""
     taken = {span.axis: span.stop - span.start for span in (spans(row, piece, ranks, 0) or ())}
+    if row.slots is not None:
+        side = _side(row, piece)
+        taken[side[0]] = len(row.slots(piece.role, ranks)[0])
+        taken |= {"group": 1} if _unit(piece, side) > 1 else {}
     return (
         math.prod(taken.get(axis, piece.size(axis)) for axis in piece.out),
         math.prod(taken.get(axis, piece.size(axis)) for axis in piece.inp),
@@ -433,10 +491,14 @@ def share_shape(row: Row, piece: Piece, ranks: int) -> tuple[int, int]:
 def segments(step: Step) -> tuple[tuple[Piece, ...], ...]:
     """Groups of pieces that fill a file one after the other.
 
-    Pieces whose rows lie side by side (in_first, or vectors) are one group; stacked pieces are a group each.
+    Pieces whose rows lie side by side (in_first, or vectors) are one group, of experts one for each; stacked pieces are
+    a group each.
     """
     side_by_side = step.row.in_first or all(len(piece.inp) == 0 for piece in step.pieces)
-    return (step.pieces,) if side_by_side else tuple((piece,) for piece in step.pieces)
+    if not side_by_side:
+        return tuple((piece,) for piece in step.pieces)
+    each = len(step.row.roles) if step.row.experts else len(step.pieces)
+    return tuple(step.pieces[start : start + each] for start in range(0, len(step.pieces), max(1, each)))
 
 
 def leading_axis(piece: Piece) -> str:
@@ -459,7 +521,17 @@ def rank_at_a_time(step: Step, pieces: tuple[Piece, ...]) -> bool:
 
 def rows_at_a_time(step: Step, pieces: tuple[Piece, ...]) -> bool:
     """Whether the file's rows lie in the order of the stored tensors', so that a few can be handled at a time."""
-    return all(leading_axis(piece) == file_axis(step, piece) and piece.stored.strides is None for piece in pieces)
+    return all(
+        leading_axis(piece) == file_axis(step, piece)
+        and piece.stored.strides is None
+        and not (_divides(step.row, piece) and rearranged(step.row, piece, step.ranks))
+        for piece in pieces
+    )
+
+
+def _divides(row: Row, piece: Piece) -> bool:
+    """Whether the row splits the axis that reads are ranges of."""
+    return row.split in ("out", "in") and _side(row, piece)[0] == leading_axis(piece)
 
 
 def file_axis(step: Step, piece: Piece) -> str:
@@ -479,7 +551,8 @@ def region_bytes(step: Step, pieces: tuple[Piece, ...]) -> int:
     for piece in pieces:
         start = piece.chosen.start if piece.chosen is not None and piece.chosen_first else 0
         share = _share_read(step, piece) if by_rank else 1
-        held[piece.stored.name, start] = piece.stored.size_bytes * _part_read(piece) * share
+        copies = 2 if rearranged(step.row, piece, step.ranks) else 1
+        held[piece.stored.name, start] = piece.stored.size_bytes * _part_read(piece) * share * copies
     return math.ceil(sum(held.values()))
 
 
@@ -492,9 +565,12 @@ def _part_read(piece: Piece) -> float:
 
 
 def _share_read(step: Step, piece: Piece) -> float:
-    """How much of the piece one rank reads."""
-    (span,) = spans(step.row, piece, step.ranks, 0) or (Span(leading_axis(piece), 0, 1),)
-    return (span.stop - span.start) / piece.size(span.axis)
+    """How much of the piece one rank reads, at most."""
+    read = 0.0
+    for rank in range(step.ranks if step.row.slots is not None else 1):
+        (span,) = spans(step.row, piece, step.ranks, rank) or (Span(leading_axis(piece), 0, 1),)
+        read = max(read, (span.stop - span.start) / piece.size(span.axis))
+    return read
 
 
 _COMBINED_COPIES = 6
@@ -580,10 +656,11 @@ def _headers(steps: Sequence[Step]) -> dict[str, bytes]:
                     "shape": list(tensor.shape),
                     "data_offsets": [start, ends[file]],
                 }
-    return {file: _framed(header) for file, header in entries.items()}
+    return {file: framed(header) for file, header in entries.items()}
 
 
-def _framed(header: Mapping[str, object]) -> bytes:
+def framed(header: Mapping[str, object]) -> bytes:
+    """The header of a safetensors file, with its length before it, padded to a multiple of eight bytes."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -871,7 +948,8 @@ def _tensor_shape(row: Row, pieces: Sequence[Piece], ranks: int) -> Shape:
         return (sum(out for out, _ in shares),)
     if row.experts:
         each = len(row.roles)
-        return (len(pieces) // each, sum(out for out, _ in shares[:each]), shares[0][1])
+        rows, columns = sum(out for out, _ in shares[:each]), shares[0][1]
+        return (len(pieces) // each, *((columns, rows) if row.in_first else (rows, columns)))
     rows, columns = sum(out for out, _ in shares), shares[0][1]
     return (columns, rows) if row.in_first else (rows, columns)
 
@@ -913,7 +991,8 @@ def _indivisible(rows: Sequence[Row], pieces: Mapping[PieceKey, Piece], grid: Gr
 def _degrees(split: Sequence[tuple[Row, Piece]], grid: Grid) -> str:
     """Every tensor parallel degree that divides all split axes, experts being shared as they are now."""
     unique = {
-        (row.split, row.uneven, row.experts, piece.out, piece.inp, piece.axes): (row, piece) for row, piece in split
+        (row.split, row.uneven, row.slots, row.experts, piece.out, piece.inp, piece.axes): (row, piece)
+        for row, piece in split
     }
     most = max(piece.size(axis) for _, piece in split for axis in (*piece.out, *piece.inp))
     return ", ".join(
