@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## Make .venv with everything, versions pinned by constraints.txt
 
-demo: $(STAMP)  ## Partition all-MiniLM-L6-v2 and a tiny LLaMA, and make an int8 TensorRT-LLM checkpoint; all validated
+demo: $(STAMP)  ## All backends on all-MiniLM-L6-v2 and a tiny LLaMA, everything validated on the CPU
 	@sh examples/demo.sh $(BIN) $(DEMO)
 
 test: lint types unit  ## Everything that must pass: lint, types, tests
@@ -50,6 +50,7 @@ examples: $(STAMP)  ## Run the examples and compare what they print
 bench: $(STAMP)  ## Measure against cp -r; needs 20 GiB of disk and some minutes
 	$(BIN)/python benchmarks/partition_ft.py
 	$(BIN)/python benchmarks/build_trtllm.py
+	$(BIN)/python benchmarks/export_neuron.py
 
 build: $(STAMP)  ## Wheel and sdist
 	$(BIN)/pip install -q build

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Both backends: FasterTransformer on real weights, then both on a model made up on the spot. Usage: demo.sh BIN FOLDER
+# All backends, on real weights and on a model made up on the spot; every one validated. Usage: demo.sh BIN FOLDER
 set -eu
 bin=$1
 out=$2
@@ -24,6 +24,27 @@ run llmcompile partition ft --model "$out/tiny-llama" --tp 2 --dtype fp16 "$out/
 run llmcompile build trtllm --model "$out/tiny-llama" --tp 2 --quantization w8a16 --wo-layout sm80 \
     --stop-after checkpoint "$out/tiny-llama-trtllm" --force
 
+# Neuron: lowered, checked, executed on CPU; compiled where neuronx-cc is.
+shapes="--batch_size 1 --sequence_length 128"
+neuron="export neuron --via xla --stop-after lower --force --quiet"
+run llmcompile export neuron --model "$out/all-MiniLM-L6-v2" --task feature-extraction $shapes \
+    --auto_cast matmul --auto_cast_type bf16 --via xla --stop-after lower "$out/minilm-neuron" --force
+for cores in 1 2 4; do
+    run llmcompile $neuron --model "$out/tiny-llama" $shapes --num_cores $cores "$out/tiny-llama-neuron-$cores"
+done
+for layout in sdk-2.16 lmi-split lmi-cache; do
+    run llmcompile $neuron --model "$out/all-MiniLM-L6-v2" --task feature-extraction $shapes --layout $layout \
+        "$out/minilm-neuron-$layout"
+    run llmcompile $neuron --model "$out/tiny-llama" $shapes --num_cores 2 --layout $layout \
+        "$out/tiny-llama-neuron-$layout"
+done
+printf '\nThe layout of optimum-neuron needs its SDK, and says so:\n'
+run llmcompile $neuron --model "$out/all-MiniLM-L6-v2" --task feature-extraction $shapes --layout optimum \
+    "$out/minilm-neuron-optimum" && exit 1
+
 run llmcompile verify "$out/minilm-ft"
 run llmcompile verify "$out/tiny-llama-ft"
 run llmcompile verify "$out/tiny-llama-trtllm"
+run llmcompile verify --deep "$out/minilm-neuron"
+run llmcompile verify --deep "$out/tiny-llama-neuron-4"
+run llmcompile verify --deep "$out/tiny-llama-neuron-lmi-split"

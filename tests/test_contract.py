@@ -15,7 +15,12 @@ from llmcompile.exporters.ft.layout import FAMILIES
 if TYPE_CHECKING:
     from conftest import Run
 
-BACKENDS = {"ft": ("partition", "ft"), "trtllm": ("build", "trtllm", "--stop-after", "checkpoint")}
+_SHAPES = ("--batch-size", "1", "--sequence-length", "16", "--via", "xla", "--stop-after", "lower")
+BACKENDS = {
+    "ft": ("partition", "ft"),
+    "trtllm": ("build", "trtllm", "--stop-after", "checkpoint"),
+    "neuron": ("export", "neuron", "--task", "text-generation", *_SHAPES),
+}
 """Backend -> what makes its artifact."""
 FACTORY = {"gpt2": "gpt2", "opt": "opt", "bloom": "bloom", "gptj": "gptj", "gptneox": "gptneox", "llama": "llama"}
 FACTORY |= {"bert": "bert", "t5": "t5", "falcon": "falcon_7b"}
@@ -67,7 +72,11 @@ def test_a_class_is_planned_or_refused_by_name(name: str, backend: str, run: Run
     assert result.code == 0 or name in result.err or "config.json" in result.err
 
 
-REFUSED = {"ft": set(models.FAMILIES) - set(models.FT_FAMILIES), "trtllm": {"opt_350m", "gptneox_sequential", "bert"}}
+REFUSED = {
+    "ft": set(models.FAMILIES) - set(models.FT_FAMILIES),
+    "trtllm": {"opt_350m", "gptneox_sequential", "bert"},
+    "neuron": {"bert", "t5", "t5_v11", "mt5", "bart"},
+}
 """Backend -> tiny models that it cannot represent."""
 
 

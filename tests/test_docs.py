@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -17,6 +18,13 @@ import models
 from llmcompile.architectures import ARCHITECTURES
 from llmcompile.dtypes import FP16
 from llmcompile.errors import ERRORS, LlmCompileError
+from llmcompile.exporters.neuron import flags
+from llmcompile.exporters.neuron import layout as neuron
+from llmcompile.exporters.neuron.heads import Heads
+from llmcompile.exporters.neuron.options import AUTO_CASTS, NeuronOptions, Shapes
+from llmcompile.exporters.neuron.signature import GENERATION
+from llmcompile.exporters.neuron.targets import TARGETS, core_bytes
+from llmcompile.exporters.neuron.tasks import ENCODERS
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.trtllm import versions
 from llmcompile.exporters.trtllm.layout import NO_PIPELINE, make_layout, recipes
@@ -37,6 +45,8 @@ _TARGET = re.compile(r"(?:^|`)make ([a-z]+)", re.MULTILINE)
 
 
 FACTORY = {"falcon": "falcon_7b", **{made.name: made.name for made in ARCHITECTURES if made.name in models.FAMILIES}}
+_NEURON = 4
+"""Column of `export neuron` in the support table."""
 TRTLLM = [name for name in (*FAMILIES, *ENCODER_DECODER) if name in FACTORY]
 """Families of TensorRT-LLM that tests/models.py can make; Qwen 1 and Meta's files it cannot."""
 
@@ -53,6 +63,12 @@ def _tool() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _rows() -> list[tuple[str, ...]]:
+    """The cells of each family in the support table."""
+    lines = [line for line in _tool().support_table().splitlines() if line.startswith("|")][2:]
+    return [tuple(cell.strip() for cell in line[1:-1].split("|")) for line in lines]
 
 
 def _refused(family: str, **given: Any) -> str:
@@ -109,10 +125,54 @@ def test_a_stale_table_is_seen() -> None:
 
 def test_the_table_has_every_family() -> None:
     """One row for each architecture, and each is taken by a backend."""
-    rows = [line.split(" | ") for line in _tool().support_table().strip().splitlines()[2:]]
+    rows = _rows()
 
-    assert [row[0].removeprefix("| ") for row in rows] == sorted(made.name for made in ARCHITECTURES)
-    assert all(row[-1].strip(" |") != "" for row in rows)
+    assert [row[0] for row in rows] == sorted(made.name for made in ARCHITECTURES)
+    assert all(row[-1] != "" for row in rows)
+
+
+@pytest.mark.parametrize("row", [row for row in _rows() if row[0] in FACTORY], ids=lambda row: row[0])
+def test_the_table_says_what_neuron_takes(row: tuple[str, ...]) -> None:
+    """A decoder that is said to be divided over cores is not refused for its kind, and the others are."""
+    made = next(made for made in ARCHITECTURES if made.name == row[0])
+    dims = made.dims(json.loads(models.build(FACTORY[made.name]).config.to_json_string(use_diff=False)))
+    build, shapes = BuildOptions(model="model", output=Path("out")), Shapes(batch_size=1, sequence_length=8)
+    options = NeuronOptions(build=build, shapes=shapes, num_cores=2)
+    layout = neuron.make_layout(made, dims, options, source_dtype=FP16, model_label="model")
+
+    assert (row[_NEURON] == "tp") == (len(layout.refusals) == 0)
+    assert ("neuron" in row[-1].split()) == (row[_NEURON] != "")
+
+
+def test_every_encoder_is_named() -> None:
+    """Below the table are the model types that our own lowering was tried on."""
+    paragraph = _tool().support_table().rpartition("|\n")[2]
+
+    assert set(re.findall(r"`([\w-]+)`", paragraph)) >= set(ENCODERS)
+    assert all(len(line) <= 120 for line in paragraph.splitlines())
+
+
+def test_the_page_on_neuron_has_the_numbers_of_the_code() -> None:
+    """Memory and degrees of each instance, the flags of each kind of graph, and which heads a core has."""
+    text = (ROOT / "docs" / "formats" / "neuron.md").read_text()
+    for name, target in TARGETS.items():
+        row = next(line for line in text.splitlines() if re.match(rf"\| ([\w, ]+, )?{name}\b", line))
+        degrees = ", ".join(map(str, target.degrees)) + (f", multiples of {target.more}" if target.more > 0 else "")
+        assert f"| {core_bytes(name) >> 30} GiB" in row
+        assert f"| {degrees} |" in row
+    build = BuildOptions(model="model", output=Path("out"))
+    for target, auto_cast in itertools.product(TARGETS, AUTO_CASTS):
+        options = NeuronOptions(build=build, auto_cast=auto_cast)
+        for word in flags.arguments(options, GENERATION, target, release=(9, 0)):
+            assert word.partition("=")[0] in text
+    for queries, keys, cores in ((4, 2, 2), (4, 2, 4), (10, 2, 4), (9, 3, 2)):
+        heads = Heads(queries, keys)
+        cells = [_heads(heads.query_slots(cores)), _heads(heads.kv_slots(cores))]
+        assert f"| {queries} heads, {keys} of keys | {cores} | {' | '.join(cells)} |\n" in text
+
+
+def _heads(slots: tuple[tuple[int | None, ...], ...]) -> str:
+    return ", ".join(" ".join("-" if head is None else str(head) for head in held) for held in slots)
 
 
 @pytest.mark.parametrize("family", TRTLLM)

@@ -12,11 +12,14 @@ import pytest
 import yaml
 
 import models
+import neuronx_cc_standin
 import trtllm_standin as standin
+from llmcompile.exporters.neuron import compiler
 from llmcompile.exporters.trtllm import versions
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CI = EXAMPLES / "05-trtllm-ci"
+NEURON = EXAMPLES / "07-neuron-ci"
 IMAGE = "llmcompile-trtllm"
 RUNS = sorted(EXAMPLES.glob("[0-9]*/run.sh"))
 
@@ -33,6 +36,7 @@ _VARYING = (
     (rf"error: logits\[.*?\], (.*): {_NUMBER} .*", r"error: logits[...], \1: ..."),
     (rf"same top-1 token {_NUMBER}%", "same top-1 token ..."),
     (rf"{_NUMBER} from float32", "... from float32"),
+    (rf"{_NUMBER} \(limit {_NUMBER}\)", "... (limit ...)"),
     (rf"perplexity {_NUMBER}, the model's {_NUMBER}", "perplexity ..., the model's ..."),
 )
 
@@ -101,11 +105,42 @@ def test_the_ci_example_builds_on_a_gpu_host(tmp_path: Path) -> None:
     }
 
 
-def _command(workflow: str) -> list[str]:
+def test_the_neuron_ci_example_compiles(tmp_path: Path) -> None:
+    """Both halves of its entrypoint, the second with a stand-in for neuronx-cc on PATH."""
+    models.save("llama", tmp_path / "tiny")
+    neuronx_cc_standin.install(tmp_path / "tools")
+    environment = environment_of(tmp_path)
+    first = {"LLMCOMPILE_MODEL": "tiny", "MAX_BATCH_SIZE": "1", "MAX_TOTAL_TOKENS": "16", "HF_NUM_CORES": "2"}
+    second = {"PATH": f"{tmp_path / 'tools'}{os.pathsep}{environment['PATH']}"}
+    halves = ((first, ["lower"]), (second, _command("workflow.yml", NEURON)))
+
+    for given, words in halves:
+        finished = subprocess.run(
+            [NEURON / "entrypoint.sh", *words], env=environment | given, capture_output=True, text=True, timeout=300
+        )
+        assert finished.returncode == 0, finished.stderr
+
+    assert {path.name for path in (tmp_path / "model-neuron" / "graphs").glob("*.neff")} == {
+        "context_encoding_16.neff",
+        "token_generation.neff",
+    }
+
+
+def test_the_neuron_ci_image_has_what_it_copies() -> None:
+    """Every file that the Dockerfile copies is in the repository, and its base is the image that messages name."""
+    text = (NEURON / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (\S+) ", text, flags=re.MULTILINE)
+
+    assert all((EXAMPLES.parent / path).exists() for path in copied)
+    assert f"FROM {compiler.IMAGE}\n" in text
+
+
+def _command(workflow: str, folder: Path = CI) -> list[str]:
     """The words after the image's name in the workflow's docker run."""
-    steps = yaml.safe_load((CI / workflow).read_text())["jobs"]["engine"]["steps"]
-    line = next(step["run"] for step in steps if step.get("run", "").startswith("docker run"))
-    return str(line).partition(f" {IMAGE} ")[2].split()
+    jobs = yaml.safe_load((folder / workflow).read_text())["jobs"]
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    line = next(line for line in lines if line.startswith("docker run"))
+    return re.split(r" llmcompile-\w+ ", str(line))[1].split()
 
 
 def test_the_ci_workflow_is_two_jobs() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from llmcompile.architectures.spec import Architecture
 from llmcompile.cli import app
 from llmcompile.errors import ERRORS, UnsupportedError
 from llmcompile.exporters.ft import layout as ft
+from llmcompile.exporters.neuron.families import FAMILIES as NEURON_NETWORKS
+from llmcompile.exporters.neuron.options import ENCODER_TASKS
+from llmcompile.exporters.neuron.rows import FAMILIES as NEURON_WEIGHTS
+from llmcompile.exporters.neuron.tasks import ENCODERS
 from llmcompile.exporters.trtllm import config as configs
 from llmcompile.exporters.trtllm import layout as trtllm
 from llmcompile.exporters.trtllm.rows import ENCODER_DECODER, FAMILIES
@@ -57,9 +62,13 @@ def with_table(page: str, table: str) -> str:
 
 
 def support_table() -> str:
-    """Family x backend, degrees, quantization and validation, asked of the tables that builds are refused by."""
-    head = ("family", "config.json's `model_type`", "`partition ft`", "`build trtllm`", "quantized here", "comes as")
-    lines = [_row(*head, "validated"), _row(*("---" for _ in range(len(head) + 1)))]
+    """Family x backend, degrees, quantization and validation, asked of the tables that builds are refused by.
+
+    Behind it, a paragraph with the encoders that Neuron's graphs are made of.
+    """
+    commands = ("`partition ft`", "`build trtllm`", "`export neuron`")
+    head = ("family", "config.json's `model_type`", *commands, "quantized here", "comes as", "validated")
+    lines = [_row(*head), _row(*("---" for _ in head))]
     for family in sorted(ARCHITECTURES, key=lambda made: made.name):
         named = " ".join(f"`{name}`" for name in family.model_types)
         lines.append(
@@ -68,12 +77,28 @@ def support_table() -> str:
                 named if named != "" else "Meta's `params.json`",
                 " ".join(dtype.name for dtype in ft.FAMILIES[family.name].dtypes) if family.name in ft.FAMILIES else "",
                 " ".join(_degrees(family.name)),
+                _neuron(family),
                 " ".join(name for name in _recipes(family.name) if name not in _GIVEN),
                 " ".join(_sources(family)),
                 " ".join(_validated(family)),
             )
         )
-    return "\n".join(["", *lines, "", ""])
+    return "\n".join(["", *lines, "", *_encoders(), "", ""])
+
+
+def _encoders() -> list[str]:
+    """Model types whose encoders are lowered, and those that lack tasks."""
+    lacking = [
+        f"`{name}` without {' and '.join(task for task in ENCODER_TASKS if task not in tasks)}"
+        for name, tasks in ENCODERS.items()
+        if tasks != ENCODER_TASKS
+    ]
+    named = " ".join(f"`{name}`" for name in sorted(ENCODERS))
+    text = (
+        f"Encoders of `export neuron`, on one core, by `model_type`: {named}; "
+        f"for {', '.join(ENCODER_TASKS)}; {', '.join(lacking)}."
+    )
+    return textwrap.wrap(text, width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(*cells: str) -> str:
@@ -93,6 +118,13 @@ def _degrees(name: str) -> Iterator[str]:
         yield "pp"
     if name in FAMILIES and FAMILIES[name].mlp == "experts":
         yield "ep"
+
+
+def _neuron(family: Architecture) -> str:
+    """How our own lowering divides a family for Neuron."""
+    if family.name in NEURON_NETWORKS and family.name in NEURON_WEIGHTS:
+        return "tp"
+    return "encoder" if any(name in ENCODERS for name in family.model_types) else ""
 
 
 def _sources(family: Architecture) -> Iterator[str]:
@@ -124,6 +156,8 @@ def _validated(family: Architecture) -> Iterator[str]:
     classes = {name for made in ARCHITECTURES if made.name in relatives for name in made.classes}
     if family.name in ENCODER_DECODER or not classes.isdisjoint(NETWORKS):
         yield "trtllm"
+    if _neuron(family) != "":
+        yield "neuron"
 
 
 def cli_page() -> str:

@@ -58,6 +58,21 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def neuron_instance_type() -> str | None:
+    """Family of the AWS instance this is, such as "inf2", where it has Neuron devices; None elsewhere.
+
+    Source: aws-neuron/aws-neuronx-dkms: device nodes /dev/neuron<N>; Linux's
+    Documentation/ABI/testing/sysfs-firmware-dmi (product_name), which EC2 fills with the instance type.
+    """
+    if not Path("/dev/neuron0").exists():
+        return None
+    try:
+        name = Path("/sys/devices/virtual/dmi/id/product_name").read_text().strip()
+    except OSError:
+        return None
+    return name.partition(".")[0] if name != "" else None
+
+
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Python's version and those of the `packages` that are installed."""
     found = {"python": platform.python_version()}

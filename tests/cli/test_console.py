@@ -10,7 +10,7 @@ import pytest
 
 from llmcompile.cli.console import Console, _validated_line
 from llmcompile.cli.params import size
-from llmcompile.exporters.trtllm.toolchain import Line
+from llmcompile.exporters.processes import Line
 from llmcompile.packaging.manifest import Comparison, Validation
 
 if TYPE_CHECKING:

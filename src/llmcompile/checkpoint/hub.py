@@ -22,6 +22,8 @@ from llmcompile.checkpoint.folder import (
 from llmcompile.checkpoint.headers import Stored, parse_safetensors
 from llmcompile.errors import CheckpointError, NetworkError
 
+PIPELINE = "model_index.json"
+"""What a pipeline of several models, each in a folder of its own, has in the place of config.json."""
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?:@[\w./-]+)?")
 
 
@@ -42,13 +44,17 @@ class Located:
     commit: str | None
 
 
-def locate(model: str, *, revision: str | None, token: str | None) -> Located:
+def locate(
+    model: str, *, revision: str | None, token: str | None, cache_dir: Path | None = None, whole: bool = False
+) -> Located:
     """Find a model, downloading a hub repository's files as far as they are not cached yet.
 
     Args:
         model: Local folder, or org/name, or org/name@revision.
         revision: Branch, tag or commit; not beside an @revision.
         token: Hub token; None for the one huggingface_hub finds itself.
+        cache_dir: Where downloads are kept; None for huggingface_hub's own place.
+        whole: Take every file, also of folders, as a pipeline of several models needs.
 
     Raises:
         CheckpointError: No such folder or repository, no weights in it, or no access.
@@ -62,15 +68,17 @@ def locate(model: str, *, revision: str | None, token: str | None) -> Located:
     repo, revision = _repository(model, revision)
     with _hub_errors(repo, revision):
         if constants.HF_HUB_OFFLINE:
-            root = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            root = Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, local_files_only=True))
             return Located(root, repo, revision, root.name)
         commit, sizes = _list(repo, revision, token)
-        patterns = _literal(_wanted(repo, sizes))
-        root = Path(snapshot_download(repo, revision=commit, token=token, allow_patterns=patterns))
+        patterns = None if whole or PIPELINE in sizes else _literal(_wanted(repo, sizes))
+        root = Path(snapshot_download(repo, revision=commit, cache_dir=cache_dir, token=token, allow_patterns=patterns))
     return Located(root, repo, revision, commit)
 
 
-def peek(model: str, *, revision: str | None, token: str | None) -> tuple[Located, Checkpoint] | None:
+def peek(
+    model: str, *, revision: str | None, token: str | None, cache_dir: Path | None = None
+) -> tuple[Located, Checkpoint] | None:
     """Read the headers of a hub repository's safetensors by range requests, downloading no weights.
 
     Returns:
@@ -92,7 +100,7 @@ def peek(model: str, *, revision: str | None, token: str | None) -> tuple[Locate
         weights = [name for name in wanted if name.endswith(".safetensors")]
         if len(weights) == 0:
             return None
-        root = Path(hf_hub_download(repo, "config.json", revision=commit, token=token)).parent
+        root = Path(hf_hub_download(repo, "config.json", revision=commit, cache_dir=cache_dir, token=token)).parent
         tensors: dict[str, Stored] = {}
         for name in weights:
             found = parse_safetensors(_ranges(repo, commit, name, token), sizes[name], name)

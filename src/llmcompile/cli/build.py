@@ -300,6 +300,7 @@ def trtllm(
         ),
     ] = None,
     revision: params.RevisionOpt = BuildOptions.revision,
+    cache_dir: params.CacheDirOpt = BuildOptions.cache_dir,
     token: params.TokenOpt = BuildOptions.token,
     trust_remote_code: params.TrustRemoteCodeOpt = BuildOptions.trust_remote_code,
     from_checkpoint: Annotated[
@@ -767,6 +768,7 @@ def trtllm(
                 model=_model(model, from_checkpoint),
                 output=target,
                 revision=revision,
+                cache_dir=cache_dir,
                 token=token,
                 trust_remote_code=trust_remote_code,
                 validate=validate,

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmcompile import __version__
+from llmcompile.cli import neuron_lines
 from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
 
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from llmcompile.exporters.backends import Options
+    from llmcompile.exporters.neuron.options import NeuronOptions
+    from llmcompile.exporters.processes import Line
     from llmcompile.exporters.trtllm.options import TrtllmOptions
-    from llmcompile.exporters.trtllm.toolchain import Line, Toolchain
+    from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.packaging.manifest import Engine, Manifest, Validation
     from llmcompile.pipeline import Job, Report, Start
+    from llmcompile.pipeline.neuron import Export, Lowering
     from llmcompile.validation.checks import Finding
 
 REPORT_SCHEMA_VERSION = 1
@@ -59,11 +63,14 @@ class Console:
         self.report: Report = pipeline.begin()
         self.job: Job | None = None
         self.start: Start | None = None
+        self.export_plan: Export | None = None
+        self.lowering_plan: Lowering | None = None
         self._live: Status | None = None
         self._progress: str | None = None
         self._dry_run = False
         self._resumable: Path | None = None
         self._verified: dict[str, Any] | None = None
+        self._tasks: dict[str, list[str]] | None = None
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A check mark or an odd file name must not end a run on a terminal that cannot show it.
@@ -128,6 +135,67 @@ class Console:
         pipeline.build_from(start, self, self.report)
         self._settle()
         self._show_summary(_start_rows(start, self.report), f"ready for TensorRT-LLM {options.trtllm_version}")
+
+    def export(self, options: NeuronOptions) -> None:
+        """Plan and, unless this is a dry run, lower, validate and compile for Neuron."""
+        from llmcompile.pipeline import neuron
+        from llmcompile.writing import work_path
+
+        self._dry_run = options.build.dry_run
+        if options.from_lowered is not None:
+            self._finish_lowered(options)
+            return
+        plan = self.export_plan = neuron.prepare_export(options, self.report)
+        lines = neuron_lines.plan_lines(plan, _size)
+        if options.build.dry_run:
+            self._show_lines(lines, failed=plan.errors != ())
+            neuron.refuse_export(plan)
+            return
+        neuron.refuse_export(plan)
+        for line in lines:
+            self.say("plan", line)
+        self._resumable = work_path(options.build.output)
+        neuron.export(plan, self, self.report)
+        self._settle()
+        self._show_neuron()
+
+    def _finish_lowered(self, options: NeuronOptions) -> None:
+        """The same for graphs that are lowered."""
+        from llmcompile.pipeline import neuron
+        from llmcompile.writing import work_path
+
+        plan = self.lowering_plan = neuron.open_lowered(options, self.report)
+        lines = neuron_lines.lowering_lines(plan, _size)
+        if options.build.dry_run:
+            self._show_lines(lines, failed=plan.errors != ())
+            neuron.refuse_lowered(plan)
+            return
+        neuron.refuse_lowered(plan)
+        for line in lines:
+            self.say("plan", line)
+        self._resumable = work_path(options.build.output)
+        neuron.finish(plan, self, self.report)
+        self._settle()
+        self._show_neuron()
+
+    def _show_neuron(self) -> None:
+        manifest = self.report.manifest
+        assert manifest is not None
+        assert manifest.neuron is not None
+        rows = neuron_lines.rows(manifest, self.report, _took(self.report), _size)
+        self._show_summary(rows, neuron_lines.kind(manifest.neuron))
+
+    def list_tasks(self, model: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> None:
+        """Print what a model can be exported for, and by which way."""
+        from llmcompile.pipeline import neuron
+
+        found = neuron.list_tasks(model, revision=revision, token=token, cache_dir=cache_dir)
+        self._tasks = {task: list(ways) for task, ways in found.items()}
+        if self.json:
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
+            return
+        for line in neuron_lines.task_lines(model, found):
+            self._out.print(line, markup=False)
 
     def verify(
         self,
@@ -222,6 +290,16 @@ class Console:
         for line in lines(check.comparison):
             self.say("check", f" {line}", {"passed": check.comparison.passed})
 
+    def lowering(self, graph: str, number: int, total: int) -> None:
+        """Say which graph is lowered now."""
+        self.say("lower", f"Lowering {graph} ({number} of {total})...", {"graph": graph})
+
+    def preflighted(self, graph: str, warnings: Sequence[str]) -> None:
+        """Show what the compiler will make of a graph."""
+        self.say("preflight", f" -[✓] {graph}: neuronx-cc takes it, by its documented rules")
+        for warning in warnings:
+            self.say("preflight", f"     {warning}")
+
     def building(self, line: Line) -> None:
         """Show what the builder says: one live line on a terminal, its log and what that means elsewhere."""
         if self.quiet:
@@ -233,7 +311,7 @@ class Console:
         self._progress = self._progress if line.progress is None else line.progress
         if not self._err.is_terminal:
             self.say("build", f"  {_indented(line.text)}")
-            if moved:
+            if moved and line.progress is not None and line.progress not in line.text:
                 self.say("build", f"build: {line.progress}")
         elif moved or self._live is None:
             text = escape(_indented("the builder starts" if self._progress is None else self._progress))
@@ -319,11 +397,14 @@ class Console:
             "plan": self._plan(),
             "manifest": None if manifest is None else manifest.model_dump(mode="json"),
             "verified": self._verified,
+            "tasks": self._tasks,
         }
 
     def _plan(self) -> dict[str, Any] | None:
         if self.start is not None:
             return _start_json(self.start)
+        if self.export_plan is not None:
+            return neuron_lines.plan_json(self.export_plan)
         return None if self.job is None else _plan_json(self.job)
 
     def _result(self, text: str) -> None:
@@ -711,7 +792,13 @@ def _start_rows(start: Start, report: Report) -> list[tuple[str, str]]:
 def _took(report: Report, *parts: str) -> str:
     from llmcompile import environment
 
-    shown = {"validate": "validating", "engine": "building", "run": "running the engine"}
+    shown = {
+        "lower": "lowering",
+        "validate": "validating",
+        "engine": "building",
+        "run": "running the engine",
+        "compile": "compiling",
+    }
     of = [*parts, *(f"{words} {report.stages[name]:.1f} s" for name, words in shown.items() if name in report.stages)]
     spent = f"{sum(report.stages.values()):.1f} s" + (f" ({', '.join(of)})" if of != [] else "")
     return f"{spent}, peak memory {_size(environment.peak_memory())}"
@@ -762,10 +849,12 @@ def _artifact_line(manifest: Manifest) -> str:
     """What is inside, in a line."""
     options = manifest.options
     words = [
-        {"ft": "FasterTransformer", "trtllm": "TensorRT-LLM"}[manifest.backend],
+        {"ft": "FasterTransformer", "trtllm": "TensorRT-LLM", "neuron": "Neuron"}[manifest.backend],
         f"{manifest.model.architecture} from {manifest.source.model}",
         *(f"{name} {options[name]}" for name in ("tp", "pp", "dtype", "quantization") if options.get(name) is not None),
     ]
+    if manifest.neuron is not None:
+        words.append(f"{manifest.neuron.task}, {neuron_lines.kind(manifest.neuron)}, layout {manifest.neuron.layout}")
     if manifest.engine is not None:
         words.append(f"engine of TensorRT-LLM {manifest.engine.tensorrt_llm} for {manifest.engine.gpu}")
     return f"     {' · '.join(words)}"

@@ -66,6 +66,17 @@ RevisionOpt = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+CacheDirOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        "--cache_dir",
+        envvar="LLMCOMPILE_CACHE_DIR",
+        metavar="DIR",
+        help="Where models of the hub are kept; huggingface_hub's own place by default.",
+        rich_help_panel=SOURCE,
+    ),
+]
 TokenOpt = Annotated[
     str | None,
     typer.Option(

@@ -33,6 +33,7 @@ def ft(
     output: params.OutputArg,
     model: params.ModelOpt,
     revision: params.RevisionOpt = BuildOptions.revision,
+    cache_dir: params.CacheDirOpt = BuildOptions.cache_dir,
     token: params.TokenOpt = BuildOptions.token,
     trust_remote_code: params.TrustRemoteCodeOpt = BuildOptions.trust_remote_code,
     tp: Annotated[
@@ -127,6 +128,7 @@ def ft(
                 model=model,
                 output=output,
                 revision=revision,
+                cache_dir=cache_dir,
                 token=token,
                 trust_remote_code=trust_remote_code,
                 validate=validate,

@@ -10,11 +10,13 @@ from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.dtypes import DType
 from llmcompile.exporters.ft import backend as ft
 from llmcompile.exporters.ft.options import FtOptions
+from llmcompile.exporters.neuron import layout as neuron
+from llmcompile.exporters.neuron.options import NeuronOptions
 from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm import backend as trtllm
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 
-Options: TypeAlias = FtOptions | TrtllmOptions
+Options: TypeAlias = FtOptions | TrtllmOptions | NeuronOptions
 """The options of any backend; `backend` and `build` are common to all."""
 
 
@@ -30,5 +32,5 @@ class Backend(Protocol):
         """The options that decide the artifact's bytes, as resolved: JSON values for the manifest and the journal."""
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType({"ft": ft, "trtllm": trtllm})
+BACKENDS: Mapping[str, Backend] = MappingProxyType({"ft": ft, "trtllm": trtllm, "neuron": neuron})
 """Name, as in the options' `backend` -> module."""

@@ -29,6 +29,7 @@ class BuildOptions:
         workers: Threads that rearrange and write; None for one more than the cores, four at most.
         allow_overflow: Accept values that become infinite in the cast.
         trust_remote_code: Let transformers run the checkpoint's own Python code during validation.
+        cache_dir: Where models of the hub are kept; None for huggingface_hub's own place.
         token: Hub token; never stored, printed or logged.
     """
 
@@ -45,6 +46,7 @@ class BuildOptions:
     workers: int | None = None
     allow_overflow: bool = False
     trust_remote_code: bool = False
+    cache_dir: Path | None = None
     token: str | None = None
 
     def __post_init__(self) -> None:

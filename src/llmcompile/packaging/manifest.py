@@ -45,8 +45,8 @@ class Source(_Strict):
     model: str = Field(description="Hub id, or the local folder as it was given.")
     revision: str | None = Field(description="Revision as it was given; null for a local folder.")
     commit: str | None = Field(description="Commit the hub resolved it to; null for a local folder.")
-    format: Literal["safetensors", "pickle", "trtllm"] = Field(
-        description="trtllm: a finished checkpoint, given by --from-checkpoint."
+    format: Literal["safetensors", "pickle", "trtllm", "folder"] = Field(
+        description="trtllm: a finished checkpoint, given by --from-checkpoint; folder: read by optimum-neuron alone."
     )
     files: tuple[FileRecord, ...]
 
@@ -121,12 +121,51 @@ class Engine(_Strict):
     flags: tuple[str, ...] = Field(description="Flags of trtllm-build, as they were given.")
 
 
+class GraphValue(_Strict):
+    """A tensor at the border of a graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Graph(_Strict):
+    """A static graph for one NeuronCore of a group, and what became of it."""
+
+    name: str
+    kind: Literal["encoder", "context_encoding", "token_generation"]
+    hlo: str = Field(description="Path of the HloModuleProto in the artifact.")
+    hlo_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    inputs: tuple[GraphValue, ...]
+    outputs: tuple[GraphValue, ...]
+    core_bytes: int = Field(description="Weights, caches, inputs and outputs of one core.")
+    warnings: tuple[str, ...] = Field(description="What the preflight found and the compiler will take.")
+    neff: str | None = Field(None, description="Path of the compiled graph; null for one that is not compiled yet.")
+    neff_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    cached: bool | None = Field(None, description="Whether the NEFF came from a compile cache.")
+
+
+class Neuron(_Strict):
+    """What a Neuron export is for, and what it was made by."""
+
+    task: str
+    via: Literal["xla", "optimum"]
+    layout: str
+    status: Literal["lowered", "compiled"]
+    target: str = Field(description="Instance family the graphs are for.")
+    ranks: int
+    graphs: tuple[Graph, ...]
+    compiler: str | None = Field(description="Version of neuronx-cc; null for graphs that are not compiled yet.")
+    flags: tuple[str, ...] = Field(description="Arguments of neuronx-cc that decide what it makes.")
+    environment_flags: tuple[str, ...] = Field(description="Those that came from NEURON_CC_FLAGS.")
+
+
 class Manifest(_Strict):
     """The record of one artifact."""
 
     schema_version: Literal[1] = 1
     tool: Tool
-    backend: Literal["ft", "trtllm"]
+    backend: Literal["ft", "trtllm", "neuron"]
     source: Source
     model: Model
     options: Mapping[str, bool | int | float | str | None]
@@ -138,6 +177,7 @@ class Manifest(_Strict):
     notes: tuple[str, ...]
     validation: Validation | None = Field(description="Null when the artifact was built without validation.")
     engine: Engine | None = Field(None, description="Null for an artifact without an engine.")
+    neuron: Neuron | None = Field(None, description="Null for an artifact of another backend.")
 
 
 def file_records(files: Iterable[tuple[str, Written]]) -> tuple[FileRecord, ...]:

@@ -69,6 +69,8 @@ def verify_numbers(
         CheckpointError: No such folder, or the model's own troubles.
     """
     kind, folder = _find(artifact)
+    if kind == "neuron":
+        return _neuron_numbers(folder, model, view, revision=revision, token=token, atol=atol, rtol=rtol)
     located = locate(model, revision=revision, token=token)
     checkpoint = open_checkpoint(located.root)
     architecture = lookup(checkpoint.config, checkpoint.tensors)
@@ -98,6 +100,31 @@ def verify_numbers(
     return validating.run(ft, subject, ranks, view, atol, rtol, False)
 
 
+def _neuron_numbers(
+    folder: Path,
+    model: str,
+    view: View,
+    *,
+    revision: str | None,
+    token: str | None,
+    atol: float | None,
+    rtol: float | None,
+) -> validating.Validated:
+    """Execute the graphs of a Neuron artifact beside the model, or compare its split weights with the model's.
+
+    Raises:
+        CheckpointError: It has no manifest, or nothing that can be compared here.
+    """
+    from llmcompile.pipeline import neuron
+
+    manifest = records.read(folder / MANIFEST)
+    if manifest.neuron is None or manifest.neuron.via != "xla":
+        found = "model.neuron alone, which only a Neuron device runs"
+        raise CheckpointError(str(folder), found, "an artifact of our own lowering", "drop --deep")
+    checkpoint = open_checkpoint(locate(model, revision=revision, token=token).root)
+    return neuron.verify_numbers(folder, manifest, checkpoint, view, atol=atol, rtol=rtol)
+
+
 def _find(artifact: Path) -> tuple[str, Path]:
     """What kind of artifact it is, and the folder with its tensors."""
     for folder in (artifact, *sorted(artifact.glob("*-gpu"))):
@@ -107,10 +134,12 @@ def _find(artifact: Path) -> tuple[str, Path]:
         for part in (folder, folder / "encoder"):
             if (part / "config.json").is_file() and (part / "rank0.safetensors").is_file():
                 return "trtllm", folder.absolute()
+    if any(artifact.glob("graphs/*.hlo.pb")) or (artifact / "model.neuron").is_file():
+        return "neuron", artifact.absolute()
     raise CheckpointError(
         str(artifact),
-        "neither a <ranks>-gpu folder with config.ini, nor rank0.safetensors beside config.json",
-        "a FasterTransformer artifact or a TensorRT-LLM checkpoint",
+        "neither a <ranks>-gpu folder with config.ini, nor rank0.safetensors beside config.json, nor graphs/",
+        "a FasterTransformer artifact, a TensorRT-LLM checkpoint or a Neuron artifact",
         "check the path; an engine without its checkpoint cannot be run here",
     )
 

@@ -81,7 +81,8 @@ def open_start(options: TrtllmOptions, report: Report) -> Start:
         manifest = _manifest_of(checkpoint)
         model = None
         if build.model != str(options.from_checkpoint):
-            model = open_checkpoint(locate(build.model, revision=build.revision, token=build.token).root)
+            located = locate(build.model, revision=build.revision, token=build.token, cache_dir=build.cache_dir)
+            model = open_checkpoint(located.root)
     errors: list[LlmCompileError] = []
     found = None
     with report.stage("toolchain"):
@@ -362,4 +363,5 @@ def _manifest(
         notes=() if before is None else before.notes,
         validation=validation,
         engine=built,
+        neuron=None,
     )

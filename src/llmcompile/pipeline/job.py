@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -32,16 +32,17 @@ from llmcompile.errors import (
     combined,
 )
 from llmcompile.exporters.backends import BACKENDS, Options
-from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.spec import Layout
+from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.plan import Plan, make_plan
 from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 
 if TYPE_CHECKING:
-    from llmcompile.exporters.trtllm.toolchain import Line, Toolchain
+    from llmcompile.exporters.processes import Line
+    from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.validation.checks import Finding
 
 BUDGET_BYTES = 256 << 20
@@ -69,6 +70,12 @@ class View(Protocol):
 
     def checked(self, check: Finding) -> None:
         """One comparison was made, a quantized artifact was scored, or something was left out."""
+
+    def lowering(self, graph: str, number: int, total: int) -> None:
+        """A graph is being lowered."""
+
+    def preflighted(self, graph: str, warnings: Sequence[str]) -> None:
+        """A graph passed the preflight, with these remarks."""
 
     def building(self, line: Line) -> None:
         """The vendor's builder said something."""
@@ -188,7 +195,9 @@ def prepare(options: Options, report: Report) -> Job:
             moe_ep=layout.moe_ep,
         )
         layout, later = _with_what_comes_later(options, layout, plan)
-        resources = _resources(build, checkpoint, plan, engine.disk_bytes(options, plan.output_bytes))
+        # All ranks of a Neuron artifact are held at once: XLA runs them side by side.
+        held = plan.output_bytes if options.backend == "neuron" else 0
+        resources = _resources(build, checkpoint, plan, engine.disk_bytes(options, plan.output_bytes), held)
     errors = list(_obstacles(build, layout, plan, resources))
     errors += [*later, *_text_errors(options, layout)]
     toolchain = None
@@ -226,7 +235,7 @@ def _with_what_comes_later(options: Options, layout: Layout, plan: Plan) -> tupl
 
 def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
     """Why --eval-text cannot be scored: said before any work."""
-    if isinstance(options, FtOptions) or options.eval_text is None or len(layout.refusals) > 0:
+    if not isinstance(options, TrtllmOptions) or options.eval_text is None or len(layout.refusals) > 0:
         return
     if engine.contents(layout).recipe is None:
         found = "given for a checkpoint that is not quantized, which is compared number by number"
@@ -241,10 +250,14 @@ def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
 
 def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
     """The model's headers; for a dry run without downloading its weights, where that is possible."""
-    peeked = peek(build.model, revision=build.revision, token=build.token) if build.dry_run else None
+    peeked = (
+        peek(build.model, revision=build.revision, token=build.token, cache_dir=build.cache_dir)
+        if build.dry_run
+        else None
+    )
     if peeked is not None:
         return peeked
-    located = locate(build.model, revision=build.revision, token=build.token)
+    located = locate(build.model, revision=build.revision, token=build.token, cache_dir=build.cache_dir)
     checkpoint = open_checkpoint(located.root)
     _reject_auxiliary_pointers(checkpoint)
     return located, checkpoint
@@ -284,7 +297,9 @@ def prevailing_dtype(checkpoint: Checkpoint) -> DType:
     return BY_NAME["fp32" if name == "fp64" else name]
 
 
-def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan, engine_bytes: int) -> Resources:
+def _resources(
+    build: BuildOptions, checkpoint: Checkpoint, plan: Plan, engine_bytes: int, held_bytes: int
+) -> Resources:
     workers = min(4, environment.cores() + 1) if build.workers is None else build.workers
     base = environment.resident_memory() + _SLACK_BYTES
     largest = plan.memory_bytes(1)
@@ -294,7 +309,7 @@ def _resources(build: BuildOptions, checkpoint: Checkpoint, plan: Plan, engine_b
     return Resources(
         memory=base + max(largest, min(budget, plan.memory_bytes(workers))),
         memory_least=base + largest,
-        memory_validation=_validation_memory(checkpoint) if build.validate else 0,
+        memory_validation=held_bytes + _validation_memory(checkpoint) if build.validate else 0,
         memory_available=available if build.max_memory is None else min(available, build.max_memory),
         budget=budget,
         disk=max(0, plan.output_bytes + engine_bytes - done),
@@ -321,9 +336,9 @@ def _obstacles(build: BuildOptions, layout: Layout, plan: Plan, resources: Resou
         yield collected(UnsupportedError, layout.refusals)
     if len(plan.problems) > 0 and len(layout.rows) > 0:
         yield collected(PlanError, plan.problems)
-    shortages = list(_shortages(build, resources))
-    if len(shortages) > 0:
-        yield collected(ResourceError, shortages)
+    short = list(shortages(build, resources))
+    if len(short) > 0:
+        yield collected(ResourceError, short)
     yield from output_errors(build)
 
 
@@ -353,7 +368,8 @@ def check_writable(output: Path) -> None:
         raise OutputError(str(parent), "not writable", "a folder this user may write to", "choose another OUTPUT")
 
 
-def _shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
+def shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
+    """What there is too little of."""
     have = resources.memory_available
     source = "--max-memory" if build.max_memory is not None and have == build.max_memory else "free memory"
     if resources.memory > have:

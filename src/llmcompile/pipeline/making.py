@@ -24,7 +24,7 @@ from llmcompile.stream import Streamed, stream
 from llmcompile.writing import MANIFEST, WorkDirectory, hash_file, work_path
 
 _NUMERIC_PACKAGES = ("numpy",)
-_WIDER = {"ft": "--dtype fp32", "trtllm": "--dtype bfloat16 or float32"}
+_WIDER = {"ft": "--dtype fp32", "trtllm": "--dtype bfloat16 or float32", "neuron": "--torch-dtype bfloat16"}
 """Backend -> the flag that gives a range in which nothing overflows."""
 _VALIDATION_PACKAGES = ("safetensors", "tokenizers", "torch", "transformers")
 
@@ -39,11 +39,12 @@ def build(job: Job, view: View, report: Report) -> None:
     """
     refuse(job)
     options = job.options.build
-    with WorkDirectory(options.output, job=_identity(job), resume=options.resume, force=options.force) as work:
+    with WorkDirectory(options.output, job=identity(job), resume=options.resume, force=options.force) as work:
         with report.stage("write"):
-            _check_ignored(job)
-            streamed = _write(job, work, view)
-        _refuse_overflow(job, streamed)
+            check_left_out(job)
+            streamed = write_tensors(job, work, view)
+            _write_texts(job, work)
+        refuse_overflow(job, streamed)
         overflowed = len(streamed.overflowed) > 0
         validation = None
         if options.validate:
@@ -52,7 +53,7 @@ def build(job: Job, view: View, report: Report) -> None:
         built = None
         if job.toolchain is not None and (validation is None or validation.record.passed):
             assert isinstance(job.options, TrtllmOptions)
-            with report.stage("engine"), _resumable(work), engine.clean_after(work):
+            with report.stage("engine"), resumable(work, "the converted checkpoint"), engine.clean_after(work):
                 built = engine.build(job.options, job.toolchain, work, view)
                 if validation is not None:
                     subject = validating.job_subject(job, work.path, overflow_accepted=overflowed)
@@ -68,31 +69,32 @@ def build(job: Job, view: View, report: Report) -> None:
         work.write_bytes(MANIFEST, records.to_bytes(manifest))
         if validation is not None and not validation.record.passed:
             report.manifest, report.rejected = manifest, work.reject()
-            raise collected(MismatchError, _kept(validation.problems, report.rejected))
+            raise collected(MismatchError, kept(validation.problems, report.rejected))
         with report.stage("publish"):
             work.publish()
         report.manifest, report.output = manifest, options.output
 
 
 @contextmanager
-def _resumable(work: WorkDirectory) -> Iterator[None]:
-    """Say, when the builder fails, that what was converted is not lost."""
+def resumable(work: WorkDirectory, what: str) -> Iterator[None]:
+    """Say, when the vendor's program fails, that what was made for it is not lost."""
     try:
         yield
     except ToolchainError as error:
-        kept = f"the converted checkpoint is kept in {work.path}: repeat the command with --resume"
+        kept = f"{what} is kept in {work.path}: repeat the command with --resume"
         last = error.problems[-1]
         hint = kept if last.hint == "" else f"{last.hint}\n{kept}"
         raise collected(ToolchainError, [*error.problems[:-1], replace(last, hint=hint)]) from error
 
 
-def _kept(problems: list[Problem], rejected: Path) -> list[Problem]:
+def kept(problems: list[Problem], rejected: Path) -> list[Problem]:
+    """The problems, the first of which says where the artifact is."""
     first, *rest = problems
     hint = f"the artifact is kept at {rejected} for inspection"
     return [Problem(first.subject, first.found, first.expected, hint), *rest]
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def identity(job: Job) -> dict[str, Any]:
     """What makes two runs the same job: equal identities give equal bytes."""
     return {
         "llmcompile": __version__,
@@ -108,7 +110,7 @@ def _recorded(job: Job) -> Mapping[str, Any]:
     return BACKENDS[job.options.backend].recorded(job.options, job.layout)
 
 
-def _check_ignored(job: Job) -> None:
+def check_left_out(job: Job) -> None:
     """Read what is left out because of what it is assumed to hold, such as biases of zeros.
 
     Raises:
@@ -118,13 +120,15 @@ def _check_ignored(job: Job) -> None:
         check_ignored(job.architecture, {name: job.checkpoint.tensors[name] for name in job.plan.ignored}, reader)
 
 
-def _write(job: Job, work: WorkDirectory, view: View) -> Streamed:
+def write_tensors(job: Job, work: WorkDirectory, view: View) -> Streamed:
+    """Carry the plan out into the work directory, showing how far it is."""
     headers = {job.layout.folder + file: len(header) for file, header in job.plan.headers.items()}
-    there = {file: written.size_bytes for file, written in work.finished.items() if file.startswith(job.layout.folder)}
+    planned = {job.layout.folder + file for file in job.plan.files}
+    there = {file: written.size_bytes for file, written in work.finished.items() if file in planned}
     there |= {file: kept.size_bytes for file, kept in work.kept.items()}
     done = sum(size - headers.get(file, 0) for file, size in there.items())
     with view.writing(job.plan.output_bytes - sum(headers.values()), done) as advance:
-        streamed = stream(
+        return stream(
             job.plan,
             job.checkpoint.files,
             work,
@@ -133,14 +137,21 @@ def _write(job: Job, work: WorkDirectory, view: View) -> Streamed:
             workers=job.resources.workers,
             advance=advance,
         )
+
+
+def _write_texts(job: Job, work: WorkDirectory) -> None:
     for name, text in job.layout.texts.items():
         work.write_bytes(job.layout.folder + name, text.encode())
     for name in job.checkpoint.auxiliary:
         work.write_bytes(name, contained(job.checkpoint.root, name).read_bytes())
-    return streamed
 
 
-def _refuse_overflow(job: Job, streamed: Streamed) -> None:
+def refuse_overflow(job: Job, streamed: Streamed) -> None:
+    """Stop where finite values became infinite, unless that was accepted.
+
+    Raises:
+        MismatchError: They did.
+    """
     if len(streamed.overflowed) == 0 or job.options.build.allow_overflow:
         return
     dtype = job.layout.dtype.name
@@ -197,16 +208,17 @@ def _manifest(
         },
         versions=environment.versions(packages),
         files=records.file_records(item for item in sorted(work.finished.items()) if item[0] != MANIFEST),
-        deviations=tuple(_deviations(job)),
-        ignored=tuple(_ignored(job.plan.ignored)),
+        deviations=tuple(deviations(job)),
+        ignored=tuple(ignored(job.plan.ignored)),
         overflowed=streamed.overflowed,
         notes=job.layout.notes,
         validation=None if validation is None else validation.record,
         engine=built,
+        neuron=None,
     )
 
 
-def _deviations(job: Job) -> Iterator[records.Deviation]:
+def deviations(job: Job) -> Iterator[records.Deviation]:
     """One record per file; a pattern without one is about a file left out, for tensors the checkpoint repeats."""
     files = [*job.plan.files, *job.layout.texts]
     repeated = any(reason.startswith("tied") for reason in job.plan.ignored.values())
@@ -216,6 +228,7 @@ def _deviations(job: Job) -> Iterator[records.Deviation]:
             yield records.Deviation(path=job.layout.folder + file, reason=reason)
 
 
-def _ignored(ignored: Mapping[str, str]) -> Iterator[records.Ignored]:
-    for reason in sorted(set(ignored.values())):
-        yield records.Ignored(reason=reason, tensors=tuple(sorted(name for name in ignored if ignored[name] == reason)))
+def ignored(reasons: Mapping[str, str]) -> Iterator[records.Ignored]:
+    """One record per reason, of tensors and why they were not read."""
+    for reason in sorted(set(reasons.values())):
+        yield records.Ignored(reason=reason, tensors=tuple(sorted(name for name in reasons if reasons[name] == reason)))

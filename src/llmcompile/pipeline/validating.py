@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmcompile.architectures.spec import Architecture, Dims
-from llmcompile.checkpoint.folder import Checkpoint
+from llmcompile.checkpoint.folder import Checkpoint, open_checkpoint
 from llmcompile.errors import MismatchError, Problem
 from llmcompile.exporters.ft.options import FtOptions
 from llmcompile.exporters.trtllm.options import TrtllmOptions
@@ -17,9 +17,12 @@ from llmcompile.pipeline import engine
 from llmcompile.pipeline.job import Job, View
 
 if TYPE_CHECKING:
+    from llmcompile.exporters.neuron.optimum_requests import Source
     from llmcompile.exporters.trtllm.toolchain import Toolchain
-    from llmcompile.validation import ft, trtllm
+    from llmcompile.pipeline.neuron.planning import Export
+    from llmcompile.validation import ft, neuron, traced, trtllm
     from llmcompile.validation.checks import Check, Finding, Quality
+    from llmcompile.validation.tolerances import Dtype
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def ft_subject(
         folder=folder,
         ranks=ranks,
         dtype=dtype,
-        stored_dtype=_single_dtype(checkpoint),
+        stored_dtype=single_dtype(checkpoint),
         checkpoint=checkpoint.root,
         weight_files=tuple(file.path for file in checkpoint.files),
         family=architecture.name,
@@ -75,7 +78,7 @@ def ft_subject(
     )
 
 
-def _single_dtype(checkpoint: Checkpoint) -> str:
+def single_dtype(checkpoint: Checkpoint) -> str:
     """The one float type of a checkpoint; "mixed" when it has several."""
     names = {tensor.dtype.name for tensor in checkpoint.tensors.values() if tensor.dtype.is_float}
     return names.pop() if len(names) == 1 else "mixed"
@@ -101,12 +104,97 @@ def trtllm_subject(
         sizes=dims.sizes,
         activation=str(dims.facts.get("activation", dims.facts.get("feed_forward_proj"))),
         norm_eps=float(str(dims.facts["norm_eps"])),
-        stored_dtype=_single_dtype(checkpoint),
+        stored_dtype=single_dtype(checkpoint),
         source_quantization=str(dims.facts.get("quantized", "")),
         group_size=int(str(dims.facts.get("group_size", 0))),
         eval_text=eval_text,
         overflow_accepted=overflow_accepted,
     )
+
+
+def of_export(made: Export, folder: Path, view: View) -> Validated:
+    """Execute the graphs that an export has lowered, with the weights it has written, beside the model.
+
+    Args:
+        made: The export.
+        folder: What holds graphs/ and weights/.
+        view: Shown every check.
+    """
+    from llmcompile.validation import neuron
+
+    build = made.options.build
+    subject = neuron_subject(made, folder)
+    ranks = made.options.num_cores
+    return run(neuron, subject, ranks, view, build.atol, build.rtol, build.trust_remote_code)
+
+
+def neuron_subject(made: Export, folder: Path) -> neuron.Subject:
+    """What validation needs to know of an export and its model."""
+    from llmcompile.validation.neuron import Subject
+
+    options, checkpoint = made.options, made.checkpoint
+    assert checkpoint is not None
+    split = {"sdk-2.16": folder / "checkpoint", "lmi-split": folder, "lmi-cache": folder}
+    return Subject(
+        folder=folder,
+        checkpoint=checkpoint.root,
+        weight_files=tuple(file.path for file in checkpoint.files),
+        task=made.task,
+        dtype=made.dtype,  # type: ignore[arg-type]  # the options have checked the word
+        stored_dtype=single_dtype(checkpoint),
+        family="" if made.job is None else made.job.architecture.name,
+        dynamic_batch_size=options.dynamic_batch_size,
+        output_hidden_states=options.output_hidden_states,
+        output_attentions=options.output_attentions,
+        auto_cast=options.auto_cast,  # type: ignore[arg-type]  # as above
+        auto_cast_type=options.cast_type,  # type: ignore[arg-type]  # as above
+        split=split.get(made.layout),
+    )
+
+
+def of_traced(made: Export, source: Source, run_module: traced.Run, view: View) -> Validated:
+    """Compare what a module of optimum-neuron's answers with the model.
+
+    Args:
+        made: The export.
+        source: The model, as optimum-neuron sees it.
+        run_module: Runs the module, or says why it cannot.
+        view: Shown every check.
+    """
+    import torch
+
+    from llmcompile.exporters.neuron.optimum_registry import traced_inputs, traced_outputs
+    from llmcompile.validation import traced
+
+    build, shapes = made.options.build, made.options.shapes
+    checkpoint = open_checkpoint(made.located.root / made.options.subfolder)
+    assert shapes.batch_size is not None
+    assert shapes.sequence_length is not None
+    choices = (shapes.num_choices,) if made.task == "multiple-choice" and shapes.num_choices is not None else ()
+    subject = traced.Subject(
+        checkpoint=checkpoint.root,
+        weight_files=tuple(file.path for file in checkpoint.files),
+        task=made.task,
+        shape=(shapes.batch_size, *choices, shapes.sequence_length),
+        inputs=traced_inputs(source.model_type, made.config, source.library),
+        outputs=traced_outputs(source.model_type, made.task, source.library),
+        dtype={"fp16": torch.float16, "bf16": torch.bfloat16}.get(made.dtype, torch.float32),
+        arithmetic=_arithmetic(made),
+        layers=max(1, _int(made.config.get("num_hidden_layers", made.config.get("n_layers")))),
+        run=run_module,
+    )
+    return run(traced, subject, 1, view, build.atol, build.rtol, build.trust_remote_code)
+
+
+def _arithmetic(made: Export) -> Dtype:
+    """What optimum-neuron's compiler computes in; tf32 has as many bits of mantissa as fp16."""
+    if made.options.auto_cast == "none":
+        return "fp16" if made.dtype == "fp16" else "bf16" if made.dtype == "bf16" else "fp32"
+    return "bf16" if made.options.cast_type == "bf16" else "fp16"
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 1
 
 
 def job_subject(job: Job, folder: Path, *, overflow_accepted: bool) -> trtllm.Subject:

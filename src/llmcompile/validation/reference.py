@@ -103,6 +103,8 @@ def run_reference(
     stored_as: StoredAs | None = None,
     prepare: Callable[[nn.Module], None] | None = None,
     attention: str = "eager",
+    arithmetic: torch.dtype = torch.float32,
+    positions: Tensor | None = None,
     trust_remote_code: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> Reference:
@@ -124,12 +126,15 @@ def run_reference(
         decoder_tokens: Shape (batch, decoder sequence), int64, for a model with encoder and decoder; else None.
         encoder_only: Run only the encoder of a model that has both.
         rounded_to: Round each parameter to this dtype before use, as storing it in an artifact does; the
-            arithmetic stays float32. None: as stored in the checkpoint.
+            arithmetic stays as it is. None: as stored in the checkpoint.
         overrides: Values of the config that a runtime has compiled in, such as another LayerNorm epsilon.
         stored_as: What a parameter becomes by being stored, beyond `rounded_to`: told its name in the model, its
             values and the module that owns it; of a linear layer it may be told some rows at a time.
         prepare: Changes the model before it runs, where a runtime differs in more than config values say.
         attention: Attention of transformers: "eager", or "sdpa" where eager is wrong.
+        arithmetic: What the model computes in, and its parameters are converted to; for how much 16 bits cost.
+        positions: Shape (batch, kept), int64: where in each row logits are wanted; None for everywhere. For a model
+            with next-token logits only; of a large vocabulary they are the largest tensor by far.
         trust_remote_code: Run Python code found in `config_dir`.
         block_bytes: A linear layer larger than this in float32 bytes is computed in blocks of its rows, so
             this bounds what a vocabulary's head takes. Blocks may change results in the last bit.
@@ -157,12 +162,18 @@ def run_reference(
             raise ValueError(f"encoder_only, but {type(config).__name__} describes no encoder")
 
         kind = _auto_class(config, two, encodes, encoder_only)
-        model = _empty_model(kind, config, trust_remote_code, attention)
+        model = _empty_model(kind, config, trust_remote_code, attention, arithmetic)
         if prepare is not None:
             prepare(model)
         stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
-        reader = _Reader(weights=weights, stored=stored, rounded_to=rounded_to, stored_as=stored_as)
+        reader = _Reader(
+            weights=weights, stored=stored, rounded_to=rounded_to, stored_as=stored_as, arithmetic=arithmetic
+        )
         _stream(model, reader, block_bytes)
+        if positions is not None:
+            if two or encodes:
+                raise ValueError(f"positions, but {type(config).__name__} describes no model with next-token logits")
+            _keep(model, positions)
 
         mask = torch.ones_like(tokens)
         if two and not encoder_only:
@@ -189,6 +200,188 @@ def run_reference(
     )
 
 
+TASKS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "feature-extraction": "AutoModel",
+        "fill-mask": "AutoModelForMaskedLM",
+        "text-classification": "AutoModelForSequenceClassification",
+        "token-classification": "AutoModelForTokenClassification",
+        "question-answering": "AutoModelForQuestionAnswering",
+        "multiple-choice": "AutoModelForMultipleChoice",
+    }
+)
+"""Tasks of an encoder, and the class of transformers that each is for."""
+
+
+def run_task(
+    config_dir: Path,
+    weights: Weights,
+    *,
+    task: str,
+    inputs: Mapping[str, Tensor],
+    hidden_states: bool = False,
+    attentions: bool = False,
+    rounded_to: torch.dtype | None = None,
+    arithmetic: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+) -> dict[str, Tensor]:
+    """Run an encoder with the head of a task, as `AutoModelFor...from_pretrained(...).float()` would.
+
+    Parameters are found and streamed as by `run_reference`; where modules of a model look into one another, all of them
+    are in memory at once. A pooling layer is there if the checkpoint has one.
+
+    Args:
+        config_dir: Holds `config.json`.
+        weights: The checkpoint.
+        task: One of `TASKS`.
+        inputs: What the model's forward takes by name: input_ids, attention_mask, perhaps token_type_ids; int64, shape
+            (batch, sequence), for multiple-choice (batch, choices, sequence).
+        hidden_states: Give the states after the embeddings and after every layer.
+        attentions: Give every layer's attention weights.
+        rounded_to: As for `run_reference`, like all that follow.
+        arithmetic: Likewise.
+        trust_remote_code: Likewise.
+        block_bytes: Likewise.
+
+    Returns:
+        Every output by the name transformers gives it, float32; one that is a tuple gives one tensor each, called
+        "hidden_states.0" and so on.
+
+    Raises:
+        CheckpointError: As for `run_reference`; above all, the checkpoint has no weights of the task's head.
+        UnsupportedError: The installed transformers does not know this kind of model, or has no such head for it.
+    """
+    settings = _settings(config_dir)
+    with _quiet(), torch.inference_mode():
+        config = _config(config_dir, settings, trust_remote_code)
+        auto_class = _task_class(config, task)
+
+        def build() -> tuple[Any, _Reader]:
+            pooler = any("pooler." in name for name in weights.names())
+            model = _empty_model(auto_class, config, trust_remote_code, "eager", arithmetic, pooler)
+            stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
+            return model, _Reader(weights=weights, stored=stored, rounded_to=rounded_to, arithmetic=arithmetic)
+
+        def run(model: Any) -> dict[str, Tensor]:
+            found = model(**inputs, output_hidden_states=hidden_states, output_attentions=attentions, return_dict=True)
+            return dict(_flat(found))
+
+        model, reader = build()
+        _stream(model, reader, block_bytes)
+        try:
+            outputs = run(model)
+        except RuntimeError:
+            # A parameter on the meta device met a tensor that is not; where something else failed, it fails again.
+            outputs = {}
+        if outputs == {} or any(output.is_meta for output in outputs.values()):
+            model, reader = build()
+            _fill_all(model, reader)
+            outputs = run(model)
+    return {name: _plain(output) for name, output in outputs.items()}
+
+
+def _task_class(config: Any, task: str) -> Any:
+    auto_class = getattr(transformers, TASKS[task])
+    if type(config) not in auto_class._model_mapping and TASKS[task] not in getattr(config, "auto_map", {}):
+        raise UnsupportedError(config.model_type, f"transformers has no class for {task}")
+    return auto_class
+
+
+def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple | list):
+            yield from ((f"{name}.{index}", each) for index, each in enumerate(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a model is, as transformers understands its `config.json`.
+
+    Attributes:
+        kind: The config's model_type.
+        layers: Transformer layers.
+        vocab: Ids it has an embedding for.
+        pad: Id that fills rows up; 0 where the config has none.
+        types: Ids for token_type_ids; 0 where the model knows none.
+        heads: Query heads.
+        rotary_switch: Tokens beyond which a sequence's rotary embedding is another (LongRoPE); None for a model whose
+            first logits do not depend on how many tokens follow.
+        attention: Attention that is right: "eager", but for a model whose eager attention is not.
+        routed: Whether tokens are sent to some of several experts, so that a rounding error may send one elsewhere.
+    """
+
+    kind: str
+    layers: int
+    vocab: int
+    pad: int
+    types: int
+    heads: int
+    rotary_switch: int | None
+    attention: str
+    routed: bool
+
+
+def describe(config_dir: Path, *, trust_remote_code: bool = False) -> Facts:
+    """What the model in `config_dir` is.
+
+    Raises:
+        CheckpointError: `config.json` is absent, malformed or lacks a size.
+        UnsupportedError: The installed transformers does not know this kind of model.
+    """
+    settings = _settings(config_dir)
+    with _quiet():
+        config = _config(config_dir, settings, trust_remote_code)
+
+    def size(name: str) -> int:
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{config_dir / 'config.json'}: {name}", repr(value), "a whole number above 0")
+        return value
+
+    # Eager Falcon adds its ALiBi twice in transformers 4.57, in the mask and once more in the layer.
+    attention = "sdpa" if config.model_type == "falcon" and getattr(config, "alibi", False) is True else "eager"
+    pad, types = getattr(config, "pad_token_id", None), getattr(config, "type_vocab_size", None)
+    experts = [getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+    return Facts(
+        kind=config.model_type,
+        layers=size("num_hidden_layers"),
+        vocab=size("vocab_size"),
+        pad=pad if isinstance(pad, int) and pad >= 0 else 0,
+        types=types if isinstance(types, int) else 0,
+        heads=size("num_attention_heads"),
+        rotary_switch=_rotary_switch(config),
+        attention=attention,
+        routed=any(isinstance(count, int) and count > 1 for count in experts),
+    )
+
+
+def lean_attention(config_dir: Path, *, trust_remote_code: bool = False) -> str:
+    """Attention of transformers that makes no matrix of all scores, "sdpa", where it computes the same; else "eager".
+
+    It has no place for a cap of the scores.
+
+    Raises:
+        CheckpointError, UnsupportedError: As for `describe`.
+    """
+    settings = _settings(config_dir)
+    with _quiet():
+        config = _config(config_dir, settings, trust_remote_code)
+        causal: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        fused = type(config) in causal and getattr(causal[type(config)], "_supports_sdpa", False)
+    return "sdpa" if fused and getattr(config, "attn_logit_softcapping", None) is None else "eager"
+
+
+def _rotary_switch(config: Any) -> int | None:
+    scaling = getattr(config, "rope_scaling", None)
+    if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) not in ("longrope", "su"):
+        return None
+    original = getattr(config, "original_max_position_embeddings", None)
+    return original if isinstance(original, int) else int(config.max_position_embeddings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingTable:
     """A table that a model looks rows up in.
@@ -198,20 +391,34 @@ class EmbeddingTable:
         stored: Name of the tensor in the checkpoint, shape (skip + rows, width).
         skip: Rows before the first that is used.
         stack: "encoder" or "decoder" for a table of positions of a model that has both; "" otherwise.
+        names: What the model calls it, by all names where it is tied.
     """
 
     kind: str
     stored: str
     skip: int
     stack: str = ""
+    names: tuple[str, ...] = ()
 
 
 def embedding_tables(
-    config_dir: Path, weights: Weights, *, encoder_only: bool, trust_remote_code: bool = False
+    config_dir: Path,
+    weights: Weights,
+    *,
+    encoder_only: bool,
+    task: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[EmbeddingTable]:
     """The model's tables of tokens and, where it has learned ones, of positions.
 
     A run only sees the rows of the tokens it is fed; with these, the rest can be compared directly.
+
+    Args:
+        config_dir: Holds `config.json`.
+        weights: The checkpoint.
+        encoder_only: As for `run_reference`.
+        task: One of `TASKS`, for the class that is for it; None for the one `run_reference` chooses.
+        trust_remote_code: As for `run_reference`.
 
     Raises:
         CheckpointError, UnsupportedError: As for `run_reference`.
@@ -219,7 +426,8 @@ def embedding_tables(
     settings = _settings(config_dir)
     with _quiet():
         config = _config(config_dir, settings, trust_remote_code)
-        model = _empty_model(_auto_class(config, *_kind(config), encoder_only), config, trust_remote_code)
+        own = _auto_class(config, *_kind(config), encoder_only) if task is None else _task_class(config, task)
+        model = _empty_model(own, config, trust_remote_code)
     stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
     inputs = model.get_input_embeddings()
     two = _kind(config)[0] and not encoder_only
@@ -227,14 +435,29 @@ def embedding_tables(
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding):
             continue
+        source = stored[f"{name}.weight"]
+        names = tuple(other for other, tensor in stored.items() if tensor == source)
         if module is inputs:
-            tables["tokens"] = EmbeddingTable(kind="tokens", stored=stored[f"{name}.weight"], skip=0)
+            tables["tokens"] = EmbeddingTable(kind="tokens", stored=source, skip=0, names=names)
         elif name.endswith(("wpe", "embed_positions", "position_embeddings")):
             skip = int(getattr(module, "offset", 0))
             stack = ("decoder" if "decoder." in name else "encoder") if two else ""
-            found = EmbeddingTable(kind="positions", stored=stored[f"{name}.weight"], skip=skip, stack=stack)
+            found = EmbeddingTable(kind="positions", stored=source, skip=skip, stack=stack, names=names)
             tables[f"positions {stack}"] = found
     return list(tables.values())
+
+
+def parameter_sources(config_dir: Path, weights: Weights, *, trust_remote_code: bool = False) -> dict[str, str]:
+    """Each parameter that the model with next-token logits has, by its name there, and its tensor in the checkpoint.
+
+    Raises:
+        CheckpointError, UnsupportedError: As for `run_reference`.
+    """
+    settings = _settings(config_dir)
+    with _quiet():
+        config = _config(config_dir, settings, trust_remote_code)
+        model = _empty_model(_auto_class(config, *_kind(config), False), config, trust_remote_code)
+    return _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
 
 
 def fixed_tokens(vocab: int, *, batch: int, sequence: int, seed: int = 0) -> Tensor:
@@ -394,14 +617,21 @@ def _auto_class(config: Any, two: bool, encodes: bool, encoder_only: bool) -> An
     return transformers.AutoModelForCausalLM
 
 
-def _empty_model(auto_class: Any, config: Any, trust_remote_code: bool, attention: str = "eager") -> Any:
+def _empty_model(
+    auto_class: Any,
+    config: Any,
+    trust_remote_code: bool,
+    attention: str = "eager",
+    arithmetic: torch.dtype = torch.float32,
+    pooler: bool = False,
+) -> Any:
     """Build the model in eval mode; its parameters are on the meta device, its buffers hold their values."""
     arguments: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": trust_remote_code}
-    arguments["dtype" if hasattr(config, "dtype") else "torch_dtype"] = torch.float32  # named torch_dtype before 4.56
-    if auto_class is transformers.AutoModel:
+    arguments["dtype" if hasattr(config, "dtype") else "torch_dtype"] = arithmetic  # named torch_dtype before 4.56
+    if auto_class is transformers.AutoModel and type(config) in transformers.MODEL_MAPPING:
         model_class: Any = transformers.MODEL_MAPPING[type(config)]
         if "add_pooling_layer" in inspect.signature(model_class).parameters:
-            arguments["add_pooling_layer"] = False
+            arguments["add_pooling_layer"] = pooler
 
     # Returns Parameter or None; torch documents that what is returned replaces the parameter, but annotates None.
     def without_data(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
@@ -482,6 +712,7 @@ class _Reader:
     stored: Mapping[str, str]
     rounded_to: torch.dtype | None
     stored_as: StoredAs | None = None
+    arithmetic: torch.dtype = torch.float32
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         """Read the parameter `name` in the dtype it is stored in, of the shape the model says."""
@@ -490,10 +721,10 @@ class _Reader:
             raise CheckpointError(self.stored[name], f"shape {tuple(tensor.shape)}", f"{tuple(shape)} by config.json")
         return tensor
 
-    def float32(self, tensor: Tensor, name: str, module: nn.Module) -> Tensor:
+    def kept(self, tensor: Tensor, name: str, module: nn.Module) -> Tensor:
         """What the artifact keeps of a parameter called `name` in the model, or of some of its rows."""
         rounded = tensor if self.rounded_to is None else tensor.to(self.rounded_to)
-        return (rounded if self.stored_as is None else self.stored_as(name, rounded, module)).to(torch.float32)
+        return (rounded if self.stored_as is None else self.stored_as(name, rounded, module)).to(self.arithmetic)
 
 
 def _stream(model: Any, reader: _Reader, block_bytes: int) -> None:
@@ -517,19 +748,29 @@ def _stream(model: Any, reader: _Reader, block_bytes: int) -> None:
             module.register_forward_hook(partial(_drop, empty))
 
 
+def _keep(model: Any, positions: Tensor) -> None:
+    """Let the head see these positions alone."""
+
+    def gather(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = arguments
+        return (hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1])), *rest)
+
+    model.get_output_embeddings().register_forward_pre_hook(gather)
+
+
 def _linear(module: nn.Linear, owned: Mapping[str, str], reader: _Reader, block_bytes: int, input: Tensor) -> Tensor:
     weight = reader.read(owned["weight"], module.weight.shape)
     bias = None
     if "bias" in owned:
-        bias = reader.float32(reader.read(owned["bias"], module.bias.shape), owned["bias"], module)
+        bias = reader.kept(reader.read(owned["bias"], module.bias.shape), owned["bias"], module)
     rows = max(1, block_bytes // (4 * module.in_features))
     if rows >= module.out_features:
-        return functional.linear(input, reader.float32(weight, owned["weight"], module), bias)
+        return functional.linear(input, reader.kept(weight, owned["weight"], module), bias)
     result = input.new_empty((*input.shape[:-1], module.out_features))
     for start in range(0, module.out_features, rows):
         block = slice(start, start + rows)
         result[..., block] = functional.linear(
-            input, reader.float32(weight[block], owned["weight"], module), None if bias is None else bias[block]
+            input, reader.kept(weight[block], owned["weight"], module), None if bias is None else bias[block]
         )
     return result
 
@@ -541,14 +782,25 @@ def _embedding(module: nn.Embedding, owned: Mapping[str, str], reader: _Reader, 
             f"{owned['weight']} has {module.num_embeddings} rows, but the tokens look up {low if low < 0 else high}"
         )
     rows = functional.embedding(input, reader.read(owned["weight"], module.weight.shape))
-    return reader.float32(rows, owned["weight"], module)
+    return reader.kept(rows, owned["weight"], module)
 
 
 def _fill(owned: Mapping[str, str], reader: _Reader, module: nn.Module, arguments: object) -> None:
     for name, path in owned.items():
         empty = module.get_parameter(name)
-        tensor = reader.float32(reader.read(path, empty.shape), path, module)
+        tensor = reader.kept(reader.read(path, empty.shape), path, module)
         module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+
+def _fill_all(model: Any, reader: _Reader) -> None:
+    """Read every parameter now, for a model whose modules look into one another."""
+    for path, module in model.named_modules():
+        prefix = "" if path == "" else f"{path}."
+        names = [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]
+        _fill({name: f"{prefix}{name}" for name in names}, reader, module, ())
+    for name, buffer in model.named_buffers():
+        if name in reader.stored:
+            buffer.copy_(reader.read(name, buffer.shape))
 
 
 def _drop(empty: Mapping[str, nn.Parameter], module: nn.Module, arguments: object, output: object) -> None:

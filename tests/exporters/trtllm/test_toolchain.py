@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ import pytest
 import trtllm_standin as standin
 from llmcompile.errors import ToolchainError
 from llmcompile.exporters.options import BuildOptions
+from llmcompile.exporters.processes import Line
 from llmcompile.exporters.trtllm import toolchain as tools
 from llmcompile.exporters.trtllm.options import TrtllmOptions
-from llmcompile.exporters.trtllm.toolchain import Contents, Gpu, Line, Toolchain
+from llmcompile.exporters.trtllm.toolchain import Contents, Gpu, Toolchain
+from watching import alive, wait_for
 
 RECORDED = [("0.10.0", "0.10"), ("0.13.0", "0.13"), ("0.16.0", "0.16"), ("0.21.0", "0.21"), ("1.2.1", "1.2")]
 H100 = Gpu(0, "NVIDIA H100", 90, "580.65.06", 80 << 30)
@@ -299,25 +300,6 @@ def test_tokens_do_not_reach_the_builder(
     assert not any("hf_secret" in line.text for line in lines)
 
 
-@pytest.mark.parametrize(
-    "name", ["TOKENIZERS_PARALLELISM", "PATH", "PWD", "OLDPWD", "XAUTHORITY", "KEYBOARD", "COMPASS", "PYTHONPATH"]
-)
-def test_what_only_looks_like_a_secret_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word of a name decides, not a part of a word."""
-    monkeypatch.setenv(name, "/some/where")
-
-    assert tools.child_environment()[name] == "/some/where"
-
-
-def test_a_url_with_a_password_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its name; one without stays."""
-    monkeypatch.setenv("DATABASE_URL", "postgres://me:hunter2@host/db")
-    monkeypatch.setenv("SOME_URL", "https://host:8080/a@b")
-
-    assert "DATABASE_URL" not in tools.child_environment()
-    assert "SOME_URL" in tools.child_environment()
-
-
 def test_tokens_do_not_reach_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the first of that name on PATH, and gets the builder's environment."""
     standin.script(tmp_path / "nvidia-smi", f'env > "{tmp_path}/seen"')
@@ -376,22 +358,6 @@ def test_a_builder_that_a_signal_ended_is_said_so(
 
     with pytest.raises(ToolchainError, match=r"killed by SIGSEGV|exit code 139"):
         build(make(), options(), tmp_path)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something holds, five seconds at most."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_build_past_its_time_is_stopped_with_all_its_processes(
@@ -457,24 +423,6 @@ def test_a_killed_run_leaves_no_builder_behind(
 
     assert running == [True, True]
     wait_for(lambda: not any(alive(pid) for pid in pids))
-
-
-def test_a_builder_that_ignores_the_end_is_killed(tmp_path: Path) -> None:
-    """What does not heed SIGTERM gets SIGKILL, by the process between, whoever of us is left."""
-    stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done"
-    script = Path(tools.__file__).with_name("launcher.py")
-    short = script.read_text().replace("_GRACE_SECONDS = 10.0", "_GRACE_SECONDS = 0.3")
-    (tmp_path / "launcher.py").write_text(short)
-    words = [sys.executable, "-I", str(tmp_path / "launcher.py"), str(os.getpid()), "sh", "-c", stubborn]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
-
-    process.terminate()
-
-    assert process.wait(10) == -signal.SIGKILL
-    assert process.stdout.read() == b""  # closed by all that had it
-    process.stdout.close()
 
 
 def test_a_program_that_cannot_start_is_said_so(work: Path, tmp_path: Path) -> None:

@@ -9,49 +9,28 @@ from __future__ import annotations
 import json
 import os
 import re
-import selectors
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from llmcompile.errors import Problem, ToolchainError
-from llmcompile.exporters.trtllm import launcher, versions
+from llmcompile.exporters.processes import Child, Line, OnLine, Stages, child_environment, ended, stage, tail
+from llmcompile.exporters.trtllm import versions
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 
 BUILDER = "trtllm-build"
 CACHE = "model.cache"
 PARTS = ("encoder", "decoder")
 """The two checkpoints, and engines, of an encoder-decoder model."""
-LAST_LINES = 20
 _WORKER = Path(__file__).with_name("worker.py")
-_LAUNCHER = Path(launcher.__file__)
-_LINE_BYTES = 1 << 16
-"""A longer line of the log comes in pieces of this size."""
-_TAIL_CHARACTERS = 1000
 _PROBE_SECONDS = 120.0
-_GRACE_SECONDS = 10.0
 _GPU_FIELDS = "index,name,compute_cap,driver_version,memory.total"
-_SECRET = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|(ACCESS|PRIVATE)_?KEY"
-    r"|(^|_)(KEYS?|PASS|PAT|AUTH|NETRC|COOKIE)(_|\d|$)|.+_PWD$|^SSH_AUTH_SOCK$",
-    re.IGNORECASE,
-)
-"""Names of variables that a builder must not see: anywhere in them, or as one of the words between underscores.
-
-SSH_AUTH_SOCK is no secret and still lets a process sign with all of the user's keys; ranks run on this machine, so
-neither the builder nor mpirun needs it. PWD and OLDPWD stay.
-"""
-_NO_SECRET = ("TOKENIZERS_PARALLELISM", "OLDPWD")
-_USER_IN_URL = re.compile(r"://[^/\s@]+:[^/\s@]+@")
 
 
 @dataclass(frozen=True)
@@ -101,17 +80,6 @@ class Contents:
     recipe: str | None = None
     wo_layout: str = "deferred"
     kv_cache: str | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the builder's log; `progress` says in a few words what it means, or is None."""
-
-    text: str
-    progress: str | None = None
-
-
-OnLine: TypeAlias = Callable[[Line], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -629,22 +597,7 @@ def ranks_of(config: Mapping[str, object]) -> int:
 # Run
 
 
-def child_environment() -> dict[str, str]:
-    """Our environment without tokens, keys and URLs with a password, for programs that need none.
-
-    Their output is not buffered.
-    """
-    kept = {name: value for name, value in os.environ.items() if not _is_secret(name, value)}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
-
-
-def _is_secret(name: str, value: str) -> bool:
-    if name.startswith("LLMCOMPILE_") or _USER_IN_URL.search(value) is not None:
-        return True
-    return _SECRET.search(name) is not None and name not in _NO_SECRET
-
-
-_STAGES: tuple[tuple[re.Pattern[str], str], ...] = (
+_STAGES: Stages = (
     (re.compile(r"Build TensorRT engine (.+)"), "building {0}"),
     (re.compile(r"Total time of building (?!all)(.+): (\d+:\d+:\d+)"), "built {0} in {1}"),
     (re.compile(r"Serializing engine to .*?(?:rank(\d+)\.engine|managed_weights.*)\.\.\."), "writing rank {0}"),
@@ -656,11 +609,7 @@ _STAGES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 def progress(text: str) -> str | None:
     """What a line of the builder's log says of how far it is; None for most."""
-    for pattern, words in _STAGES:
-        match = pattern.search(text)
-        if match is not None:
-            return words.format(*match.groups(default=""))
-    return None
+    return stage(_STAGES, text)
 
 
 def _ask(
@@ -716,102 +665,21 @@ def _run(words: Sequence[str], folder: Path | None, timeout_seconds: float | Non
 
 
 def _run_in(folder: Path, words: Sequence[str], timeout_seconds: float | None, on_line: OnLine, repeat: str) -> None:
-    last: deque[str] = deque(maxlen=LAST_LINES)
-    try:
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *words],
-            cwd=folder,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise ToolchainError(words[0], f"cannot be started: {error.strerror}", "a program") from error
-    try:
-        for text in _lines(process, timeout_seconds):
-            last.append(text)
-            on_line(Line(text, progress(text)))
-        code = process.wait()
-    except TimeoutError as error:
-        raise ToolchainError(
-            _name(words),
-            f"still running after {timeout_seconds:.0f} s; stopped",
-            "an end within --build-timeout",
-            "a longer --build-timeout\n" + _tail(last),
-        ) from error
-    finally:
-        _stop(process)
-    if code == 127 and len(last) > 0 and last[-1].startswith(launcher.NOT_STARTED):
-        reason = last[-1].removeprefix(launcher.NOT_STARTED)
-        raise ToolchainError(words[0], f"cannot be started: {reason}", "a program")
+    with Child(words, folder) as child:
+        try:
+            for text in child.lines(timeout_seconds):
+                on_line(Line(text, progress(text)))
+        except TimeoutError as error:
+            raise ToolchainError(
+                _name(words),
+                f"still running after {timeout_seconds:.0f} s; stopped",
+                "an end within --build-timeout",
+                "a longer --build-timeout\n" + tail(child.last),
+            ) from error
+        code = child.ending()
     if code != 0:
-        ended = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-        raise ToolchainError(_name(words), ended, "exit code 0", f"{repeat}\n{_tail(last)}")
+        raise ToolchainError(_name(words), ended(code), "exit code 0", f"{repeat}\n{tail(child.last)}")
 
 
 def _name(words: Sequence[str]) -> str:
     return next((Path(word).name for word in words if word.endswith((".py", BUILDER))), Path(words[0]).name)
-
-
-def _tail(last: Sequence[str]) -> str:
-    return f"its last {len(last)} lines:\n" + "\n".join(f"  {_short(text)}" for text in last)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _TAIL_CHARACTERS else f"{text[:_TAIL_CHARACTERS]}..."
-
-
-def _lines(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> Iterator[str]:
-    """Lines as they come; a carriage return ends one too, since progress bars use it, and so does `_LINE_BYTES`."""
-    assert process.stdout is not None
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    pending = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError
-            ready = selector.select(left)
-            chunk = os.read(process.stdout.fileno(), 1 << 16) if ready != [] else None
-            if chunk == b"" or (chunk is None and process.poll() is not None):
-                break  # closed, or a grandchild keeps it open after the end
-            *whole, pending = re.split(rb"[\r\n]+", pending + (b"" if chunk is None else chunk))
-            yield from (_text(line) for line in whole if line.strip() != b"")
-            if len(pending) >= _LINE_BYTES:
-                yield _text(pending)
-                pending = b""
-    if pending.strip() != b"":
-        yield _text(pending)
-
-
-def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the session: politely first, and then not; nothing where all has ended."""
-    for sent, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 1.0)):
-        try:
-            os.killpg(process.pid, sent)
-        except ProcessLookupError:
-            break
-        if _ended(process, seconds):
-            break
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        process.poll()  # a process that was not waited for is still in its group
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.02)
-    return False

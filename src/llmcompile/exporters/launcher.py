@@ -1,13 +1,13 @@
 """Run a program so that it does not outlive us: `python -I -S launcher.py OUR_PID PROGRAM ARGUMENT ...`.
 
-A session of its own keeps an interrupt at the terminal from reaching the builder before us, and keeps the kernel from
+A session of its own keeps an interrupt at the terminal from reaching a compiler before us, and keeps the kernel from
 ending it with us: after `kill -9` an orphan would go on writing where the next run builds. This process stands between.
 The kernel sends it SIGTERM when the one that started it dies (PR_SET_PDEATHSIG), and it ends all of its group, the
-builder's own workers too, which no signal for the builder alone would reach.
+compiler's own workers too, which no signal for the compiler alone would reach.
 
 A process of its own, since code between fork and exec (`preexec_fn`) may deadlock in a process that has threads, and
-since `setpriv --pdeathsig` is not on every machine and would guard the builder alone. Where there is no prctl a killed
-run leaves its builder behind. Standard library only, and nothing of ours is imported.
+since `setpriv --pdeathsig` is not on every machine and would guard the compiler alone. Where there is no prctl a killed
+run leaves its compiler behind. Standard library only, and nothing of ours is imported.
 
 Source: man 2 PR_SET_PDEATHSIG: "parent" is the thread that started this process; it is the one that waits for it.
 """

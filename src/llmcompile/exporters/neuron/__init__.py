@@ -1,0 +1,1 @@
+"""AWS Neuron: static graphs for Inferentia and Trainium, lowered here, compiled by neuronx-cc."""

@@ -1,0 +1,1 @@
+"""From torch.export to a static HLO module: the only exporter code that imports jax."""
