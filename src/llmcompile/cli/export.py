@@ -37,14 +37,30 @@ def group() -> None:
     """Lower, check, validate and compile a model."""
 
 
-def _size(*names: str, help: str, envvar: str = "") -> typer.models.OptionInfo:
+_RARE = ("image_size", "patch_size", "text_batch_size", "image_batch_size", "audio_sequence_length")
+"""Sizes that --help leaves out: those of models that optimum-neuron alone exports, and the guide does not name."""
+
+
+def _size(name: str, *, help: str, envvar: str = "") -> typer.models.OptionInfo:
     """An option for one static size, in both spellings."""
-    spellings = dict.fromkeys(spelling for name in names for spelling in (f"--{name.replace('_', '-')}", f"--{name}"))
-    variables = [f"LLMCOMPILE_{names[0].upper()}", *([envvar] if envvar != "" else [])]
-    return typer.Option(*spellings, envvar=variables, min=1, help=help, rich_help_panel=SHAPES)  # type: ignore[no-any-return]
+    spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+    variables = [f"LLMCOMPILE_{name.upper()}", *([envvar] if envvar != "" else [])]
+    option: typer.models.OptionInfo = typer.Option(
+        *spellings,
+        envvar=variables,
+        show_envvar=False,
+        min=1,
+        help=help,
+        hidden=name in _RARE,
+        rich_help_panel=SHAPES,
+    )
+    return option
 
 
-@app.command()
+@app.command(
+    epilog="Each option also comes from LLMCOMPILE_<NAME>, and some from the variables of Hugging Face's containers: "
+    "docs/cli.md lists them, and the options for models that optimum-neuron alone exports."
+)
 def neuron(
     output: Annotated[
         Path | None,
@@ -56,6 +72,7 @@ def neuron(
             "--model",
             "-m",
             envvar="LLMCOMPILE_MODEL",
+            show_envvar=False,
             help="Local folder, or hub id like org/name or org/name@revision.",
             rich_help_panel=params.SOURCE,
         ),
@@ -66,6 +83,7 @@ def neuron(
             "--list-tasks",
             "--list_tasks",
             envvar="LLMCOMPILE_LIST_TASKS",
+            show_envvar=False,
             metavar="MODEL",
             help="Print the tasks a model can be exported for, and by which way; write nothing.",
             rich_help_panel=params.SOURCE,
@@ -77,6 +95,7 @@ def neuron(
         typer.Option(
             "--subfolder",
             envvar="LLMCOMPILE_SUBFOLDER",
+            show_envvar=False,
             help="Folder of the model inside the checkpoint.",
             rich_help_panel=params.SOURCE,
         ),
@@ -89,6 +108,7 @@ def neuron(
         typer.Option(
             "--unet",
             envvar="LLMCOMPILE_UNET",
+            show_envvar=False,
             metavar="DIR",
             help="Another UNet for a diffusion model.",
             rich_help_panel=params.SOURCE,
@@ -99,6 +119,7 @@ def neuron(
         typer.Option(
             "--task",
             envvar="LLMCOMPILE_TASK",
+            show_envvar=False,
             metavar="TASK",
             help=f"{', '.join(TASKS)}; inferred from config.json by default.",
             rich_help_panel=params.BUILD,
@@ -109,6 +130,7 @@ def neuron(
         typer.Option(
             "--via",
             envvar="LLMCOMPILE_VIA",
+            show_envvar=False,
             metavar="WAY",
             help="xla: our own lowering. optimum: optimum-neuron. auto: optimum-neuron where its whole SDK is there.",
             rich_help_panel=params.BUILD,
@@ -119,6 +141,7 @@ def neuron(
         typer.Option(
             "--layout",
             envvar="LLMCOMPILE_LAYOUT",
+            show_envvar=False,
             metavar="NAME",
             help=f"{', '.join(LAYOUTS)}; what the newest runtime loads by default.",
             rich_help_panel=params.BUILD,
@@ -145,6 +168,7 @@ def neuron(
             "--torch_dtype",
             "--dtype",
             envvar="LLMCOMPILE_TORCH_DTYPE",
+            show_envvar=False,
             metavar="WORD",
             help=f"{', '.join(DTYPES)}, of weights and arithmetic; by default float32, of a decoder the checkpoint's.",
             rich_help_panel=params.BUILD,
@@ -156,6 +180,7 @@ def neuron(
             "--output-hidden-states",
             "--output_hidden_states",
             envvar="LLMCOMPILE_OUTPUT_HIDDEN_STATES",
+            show_envvar=False,
             help="Every layer's states are outputs, too.",
             rich_help_panel=params.BUILD,
         ),
@@ -166,6 +191,7 @@ def neuron(
             "--output-attentions",
             "--output_attentions",
             envvar="LLMCOMPILE_OUTPUT_ATTENTIONS",
+            show_envvar=False,
             help="Attention weights are outputs, too.",
             rich_help_panel=params.BUILD,
         ),
@@ -176,22 +202,29 @@ def neuron(
             "--dynamic-batch-size",
             "--dynamic_batch_size",
             envvar="LLMCOMPILE_DYNAMIC_BATCH_SIZE",
+            show_envvar=False,
             help="An encoder takes any multiple of its batch, a batch at a time.",
             rich_help_panel=SHAPES,
         ),
     ] = NeuronOptions.dynamic_batch_size,
     batch_size: Annotated[
-        int | None, _size("batch_size", help="Sequences, or images, at once.", envvar="MAX_BATCH_SIZE")
+        int | None,
+        _size("batch_size", help="Sequences, or images, at once; also MAX_BATCH_SIZE.", envvar="MAX_BATCH_SIZE"),
     ] = None,
     sequence_length: Annotated[
         int | None,
-        _size("sequence_length", help="Tokens; of a decoder, prompt and answer together.", envvar="MAX_TOTAL_TOKENS"),
+        _size(
+            "sequence_length",
+            help="Tokens; of a decoder, prompt and answer together; also MAX_TOTAL_TOKENS.",
+            envvar="MAX_TOTAL_TOKENS",
+        ),
     ] = None,
     buckets: Annotated[
         str | None,
         typer.Option(
             "--buckets",
             envvar="LLMCOMPILE_BUCKETS",
+            show_envvar=False,
             metavar="N,N,...",
             help="Lengths of prompts a decoder has a graph for; powers of two from 128 by default.",
             rich_help_panel=SHAPES,
@@ -218,6 +251,7 @@ def neuron(
             "--auto-cast",
             "--auto_cast",
             envvar="LLMCOMPILE_AUTO_CAST",
+            show_envvar=False,
             metavar="WORD",
             help=f"What the compiler casts: {', '.join(AUTO_CASTS)}; what it costs in accuracy is measured before.",
             rich_help_panel=COMPILER,
@@ -253,6 +287,7 @@ def neuron(
         typer.Option(
             "--optlevel",
             envvar="LLMCOMPILE_OPTLEVEL",
+            show_envvar=False,
             min=1,
             max=3,
             help="The same by number.",
@@ -265,6 +300,7 @@ def neuron(
             "--instance-type",
             "--instance_type",
             envvar="LLMCOMPILE_INSTANCE_TYPE",
+            show_envvar=False,
             metavar="NAME",
             help=f"{', '.join(INSTANCE_TYPES)}; this host's by default, or trn1, whose code inf2 runs as well.",
             rich_help_panel=COMPILER,
@@ -276,6 +312,7 @@ def neuron(
             "--stop-after",
             "--stop_after",
             envvar="LLMCOMPILE_STOP_AFTER",
+            show_envvar=False,
             metavar="lower",
             help="Stop before compiling: validated graphs, weights and compile.sh; needs no Neuron SDK.",
             rich_help_panel=COMPILER,
@@ -287,6 +324,7 @@ def neuron(
             "--from-lowered",
             "--from_lowered",
             envvar="LLMCOMPILE_FROM_LOWERED",
+            show_envvar=False,
             metavar="DIR",
             help="Compile what --stop-after lower made; needs neither torch nor the model.",
             rich_help_panel=COMPILER,
@@ -298,6 +336,7 @@ def neuron(
             "--neuronx-cc",
             "--neuronx_cc",
             envvar="LLMCOMPILE_NEURONX_CC",
+            show_envvar=False,
             metavar="FILE",
             help="The compiler; the one on PATH by default.",
             rich_help_panel=COMPILER,
@@ -309,6 +348,7 @@ def neuron(
             "--compiler-workdir",
             "--compiler_workdir",
             envvar="LLMCOMPILE_COMPILER_WORKDIR",
+            show_envvar=False,
             metavar="DIR",
             help="Keep the compiler's working files there.",
             rich_help_panel=COMPILER,
@@ -320,6 +360,7 @@ def neuron(
             "--compile-cache",
             "--compile_cache",
             envvar=["LLMCOMPILE_COMPILE_CACHE", "NEURON_COMPILE_CACHE_URL"],
+            show_envvar=False,
             metavar="DIR",
             help="Folder of compiled graphs, shared by runs; none by default.",
             rich_help_panel=COMPILER,
@@ -331,6 +372,7 @@ def neuron(
             "--compile-workers",
             "--compile_workers",
             envvar="LLMCOMPILE_COMPILE_WORKERS",
+            show_envvar=False,
             min=1,
             help="Graphs compiled at once; as many as memory allows by default.",
             rich_help_panel=COMPILER,
@@ -342,6 +384,7 @@ def neuron(
             "--allow-env-flags",
             "--allow_env_flags",
             envvar="LLMCOMPILE_ALLOW_ENV_FLAGS",
+            show_envvar=False,
             help="Hand the flags in NEURON_CC_FLAGS to the compiler, too, and record them.",
             rich_help_panel=COMPILER,
         ),
@@ -354,6 +397,7 @@ def neuron(
             "--neuron-python",
             "--neuron_python",
             envvar=["LLMCOMPILE_TOOLCHAIN_PYTHON", "LLMCOMPILE_NEURON_PYTHON"],
+            show_envvar=False,
             metavar="FILE",
             help="Interpreter that has optimum-neuron and the Neuron SDK.",
             rich_help_panel=params.TOOLCHAIN,
@@ -365,6 +409,7 @@ def neuron(
             "--inline-weights-neff",
             "--inline_weights_neff",
             envvar="LLMCOMPILE_INLINE_WEIGHTS",
+            show_envvar=False,
             help="Weights inside the NEFF; optimum-neuron only.",
             rich_help_panel=params.TOOLCHAIN,
         ),
@@ -375,6 +420,7 @@ def neuron(
             "--disable-neuron-cache/--enable-neuron-cache",
             "--disable_neuron_cache/--enable_neuron_cache",
             envvar="LLMCOMPILE_DISABLE_NEURON_CACHE",
+            show_envvar=False,
             help="Leave the hub's cache of NEFFs alone; optimum-neuron only.",
             rich_help_panel=params.TOOLCHAIN,
         ),

@@ -45,7 +45,6 @@ _EAGER_BYTES: Final = 256 << 20
 """What transformers may need for the attention scores of one layer."""
 _MANTISSA: Final[Mapping[str, Dtype]] = MappingProxyType({"bf16": "bf16", "fp16": "fp16", "tf32": "fp16"})
 """What --auto-cast rounds to -> a type with as many bits of mantissa."""
-_FLAGS: Final[Mapping[str, str]] = MappingProxyType({"matmul": "matmult", "all": "all"})
 _Given = TypeVar("_Given")
 _COSINE: Final = 1e-3
 """How far from 1 the cosine of an embedding and the model's may be before it is pointed out."""
@@ -282,8 +281,8 @@ class _Opened:
 
     @property
     def flags(self) -> str:
-        """What the compiler will be told."""
-        return f"--auto-cast {_FLAGS[self.subject.auto_cast]} --auto-cast-type {self.subject.auto_cast_type}"
+        """The casts as the user asked for them."""
+        return f"--auto-cast {self.subject.auto_cast} --auto-cast-type {self.subject.auto_cast_type}"
 
 
 @contextmanager

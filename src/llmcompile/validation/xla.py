@@ -13,6 +13,7 @@ The calls are those of jax 0.5.0 to 0.10.2; of these 0.5.0, 0.6.2, 0.7.2 and 0.1
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 import warnings
@@ -142,8 +143,14 @@ def place(shares: Sequence[Array]) -> Buffers:
 
 
 def release() -> None:
-    """Free the memory of buffers that nothing refers to; XLA itself does so when Python collects garbage."""
+    """Give back the memory of buffers and programs that nothing refers to.
+
+    XLA lets go of arrays when Python collects garbage, and the compiler leaves freed blocks in every thread's heap.
+    """
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 class Executable:
@@ -170,6 +177,7 @@ class Executable:
         self.ranks = ranks
         self._name = name
         self._compiled = _compiled(library, module, ranks, name)
+        release()
         with _private():
             shape = library.xla.XlaComputation(module).program_shape()
             self._parameters = [(one.dimensions(), one.numpy_dtype()) for one in shape.parameter_shapes()]
