@@ -134,6 +134,23 @@ def test_the_commands_compile_it_without_llmcompile(copied: Path, compiler: Path
     assert {"graphs/context_encoding_16.neff", "graphs/token_generation.neff"} <= names(copied)
 
 
+def test_what_the_commands_compiled_is_taken(run: Run, copied: Path, compiler: Path, tmp_path: Path) -> None:
+    """After compile.sh, say in AWS's container, --from-lowered needs no compiler; a damaged NEFF is refused."""
+    path = f"{compiler.parent}:/usr/bin:/bin"
+    subprocess.run(["sh", copied / "compile.sh"], env={"PATH": path}, capture_output=True, check=True)
+    words = ("export", "neuron", "--from-lowered", copied)
+    result = run(*words, tmp_path / "out", env={"PATH": "/nowhere"})
+    with (copied / "graphs/token_generation.neff").open("r+b") as file:
+        file.truncate(2000)
+    damaged = run(*words, tmp_path / "damaged", env={"PATH": "/nowhere"})
+
+    assert (result.code, damaged.code) == (0, 6), result.err
+    assert manifest(tmp_path / "out")["neuron"]["compiler"] == standin.VERSION.partition("+")[0]
+    assert any("compile.sh" in note for note in manifest(tmp_path / "out")["notes"])
+    assert "token_generation.neff" in damaged.err
+    assert run("verify", tmp_path / "out").code == 0
+
+
 def test_the_other_half_compiles_what_was_lowered(run: Run, lowered: Path, compiler: Path, tmp_path: Path) -> None:
     """With the compiler's version, each NEFF and the verdict of the first half in the record."""
     output = tmp_path / "out"

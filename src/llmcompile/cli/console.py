@@ -246,6 +246,8 @@ class Console:
             raise collected(MismatchError, problems)
         said = "is what its manifest says" if manifest is not None else ""
         agrees = f"agrees with {source}" if deep else ""
+        if deep and validated.record.comparisons == ():
+            agrees = f"has the weights of {source}; its graphs were not executed"
         words = " and ".join(word for word in (said, agrees) if word != "")
         unproved = manifest is not None and manifest.validation is None and not deep
         if unproved:

@@ -302,7 +302,7 @@ def neuron(
             envvar="LLMCOMPILE_INSTANCE_TYPE",
             show_envvar=False,
             metavar="NAME",
-            help=f"{', '.join(INSTANCE_TYPES)}; this host's by default, or trn1, whose code inf2 runs as well.",
+            help=f"{', '.join(INSTANCE_TYPES)}; this host's by default, or the first of these with so many cores.",
             rich_help_panel=COMPILER,
         ),
     ] = NeuronOptions.instance_type,

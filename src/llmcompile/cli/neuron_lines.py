@@ -50,7 +50,7 @@ def _shapes(export: Export) -> str:
 
 
 def _weights(export: Export, size: Size) -> Iterator[str]:
-    if export.job is None:
+    if export.job is None or len(export.job.layout.refusals) > 0:
         return
     plan, cores = export.job.plan, export.options.num_cores
     yield (
@@ -115,7 +115,9 @@ def lowering_lines(lowering: Lowering, size: Size) -> list[str]:
         f"{lowering.manifest.source.model}: {lowering.manifest.model.architecture} · {neuron.task}, lowered",
         f"read   {lowering.folder}: {', '.join(graph.name for graph in neuron.graphs)} for {neuron.ranks} "
         f"core{'' if neuron.ranks == 1 else 's'}; at most {size(max(g.core_bytes for g in neuron.graphs))} a core",
-        "build  no neuronx-cc found"
+        f"build  the NEFFs beside the graphs are taken as they are, layout {neuron.layout}"
+        if lowering.compiled
+        else "build  no neuronx-cc found"
         if lowering.compiler is None
         else f"build  with neuronx-cc {lowering.compiler.version} for {neuron.target}, layout {neuron.layout}",
     ]

@@ -55,6 +55,9 @@ def rounded(module: Module, mode: Mode, kind: Kind) -> Module:
         mode: "matmul" rounds the float32 operands of matrix products and convolutions; "all" rounds every float32
             value, parameters and constants too.
         kind: What to round to: bf16 has 7 bits of mantissa, fp16 5 of exponent and 10 of mantissa, tf32 10 of mantissa.
+
+    Returns:
+        `module` itself where there is nothing to round.
     """
     fresh = module.fresh_ids()
     scalar = _folding(module)
@@ -66,6 +69,8 @@ def rounded(module: Module, mode: Mode, kind: Kind) -> Module:
             computations.append(_all_rounded(computation, kind, fresh))
         else:
             computations.append(_operands_rounded(computation, kind, fresh))
+    if all(new is old for new, old in zip(computations, module.computations, strict=True)):
+        return module
     return module.with_computations(computations, entry_id=module.entry.id)
 
 
@@ -110,6 +115,8 @@ def _operands_rounded(computation: Computation, kind: Kind, fresh: Iterator[int]
                     stand_in[id] = rounding[-1].id
             instruction = instruction.with_operands([stand_in.get(id, id) for id in instruction.operand_ids])
         instructions.append(instruction)
+    if len(stand_in) == 0:
+        return computation
     return computation.with_instructions(instructions, root_id=computation.root_id)
 
 
@@ -123,6 +130,8 @@ def _all_rounded(computation: Computation, kind: Kind, fresh: Iterator[int]) -> 
             rounding = _rounding(moved, kind, fresh)
             instructions += rounding
             stand_in[moved.id] = rounding[-1].id
+    if len(stand_in) == 0:
+        return computation
     return computation.with_instructions(instructions, root_id=stand_in.get(computation.root_id, computation.root_id))
 
 

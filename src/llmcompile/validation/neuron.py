@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llmcompile.errors import MismatchError, collected
-from llmcompile.hlo import Module, serialize
+from llmcompile.hlo import Module
 from llmcompile.validation import casts, reference, xla
 from llmcompile.validation.checks import Check, StoredWeights
 from llmcompile.validation.compare import compare, scale
@@ -277,7 +277,7 @@ class _Opened:
         """Whether --auto-cast changes a graph."""
         if self.subject.auto_cast == "none":
             return False
-        return any(serialize(self.cast(graph)) != serialize(graph.module) for graph in self.graphs)
+        return any(self.cast(graph) is not graph.module for graph in self.graphs)
 
     @property
     def flags(self) -> str:
@@ -431,13 +431,14 @@ def _affordable(opened: _Opened, tokens: int) -> bool:
 def _listen(opened: _Opened, rows: Tensor, prompt: Tensor | None, prove: bool) -> _Heard:
     """Run everything on the graphs; the weights are let go when this returns."""
     weights = Weights(opened.files)
-    known = list(decoder.batches(opened.graphs, rows, partial(_affordable, opened))) if prove else []
+    switch = opened.facts.rotary_switch
+    known = list(decoder.batches(opened.graphs, rows, partial(_affordable, opened), switch)) if prove else []
     narrow = opened.judge.narrow is not None
     first = list({batch.graph.name: batch for batch in reversed(known)}.values())[::-1]
     ranks = Ranks(opened.graphs, weights)
     fixed = [(batch, ranks.answer(batch)) for batch in (first if narrow else known)]
     others = fixed_tokens(opened.facts.vocab, batch=len(rows), sequence=rows.shape[1], seed=1)
-    batch = decoder.greedy_batch(opened.graphs, others, prompt, opened.facts.rotary_switch)
+    batch = decoder.greedy_batch(opened.graphs, others, prompt, switch)
     answers = ranks.answer(batch)
     forced = _forced(batch, answers)
     wide, cast = [], None

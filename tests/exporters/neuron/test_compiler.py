@@ -92,7 +92,7 @@ def test_without_a_compiler_the_ways_on_are_said(tmp_path: Path, monkeypatch: py
     assert caught.value.exit_code == 6
     assert problem.found == "not on PATH"
     assert "`--stop-after lower` here" in problem.hint
-    assert "--from-lowered my model" in problem.hint
+    assert "--from-lowered 'my model' 'my model-compiled'" in problem.hint
     assert "docker run" in problem.hint
     assert "public.ecr.aws/neuron/" in problem.hint
     assert "sh 'my model/compile.sh'" in problem.hint

@@ -368,7 +368,7 @@ DTYPES: tuple[tuple[dict[str, Any], str | None], ...] = (
     ({}, None),
     ({"auto_cast_type": "fp16"}, "float16"),
     ({"auto_cast_type": "bf16"}, "bfloat16"),
-    ({"torch_dtype": "float32", "auto_cast_type": "bf16"}, "float32"),
+    ({"torch_dtype": "float32", "auto_cast": "matmul", "auto_cast_type": "bf16"}, "float32"),
     ({"auto_cast": "matmul", "auto_cast_type": "bf16"}, "bfloat16"),
     ({"auto_cast": "matmul"}, None),
 )

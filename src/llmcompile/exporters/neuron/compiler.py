@@ -116,12 +116,13 @@ class Compiled:
 # Find
 
 
-def find(path: Path | None, *, output: str = "OUTPUT") -> Compiler:
+def find(path: Path | None, *, output: str = "OUTPUT", lowered: bool = False) -> Compiler:
     """Find neuronx-cc and ask for its version.
 
     Args:
         path: The program; None for the one on PATH, or beside our own interpreter.
         output: The artifact, which the message names.
+        lowered: Whether that is there already, with its graphs lowered.
 
     Raises:
         ToolchainError: There is none, or it is none of version 2 or later; says the ways on.
@@ -130,29 +131,35 @@ def find(path: Path | None, *, output: str = "OUTPUT") -> Compiler:
         raise ToolchainError("--neuronx-cc", f"{path}: not an executable file", "the path of neuronx-cc")
     found = _on_path() if path is None else path
     if found is None:
-        raise missing(f"not on PATH{_placeholder()}", output)
+        raise missing(f"not on PATH{_placeholder()}", output, lowered=lowered)
     program = Path(os.path.abspath(found))  # not resolved: it finds its own libraries from where it is called
     text = _asked(program)
     match = _VERSION.search(text)
     if match is None:
-        raise missing(f"{program} --version says {shortened(text)!r}", output)
+        raise missing(f"{program} --version says {shortened(text)!r}", output, lowered=lowered)
     if (int(match[1]), int(match[2])) < _OLDEST:
-        raise missing(f"{program} is version {match[1]}.{match[2]}{match[3]}", output)
+        raise missing(f"{program} is version {match[1]}.{match[2]}{match[3]}", output, lowered=lowered)
     return Compiler(program, f"{match[1]}.{match[2]}{match[3]}")
 
 
-def missing(found: str, output: str) -> ToolchainError:
-    """Say that there is no compiler, and the three ways on.
+def missing(found: str, output: str, *, lowered: bool) -> ToolchainError:
+    """Say that there is no compiler, and the ways on.
 
     Args:
         found: What there is in its place.
         output: The artifact.
+        lowered: Whether that is there already, with its graphs lowered.
     """
+    container = f'docker run --rm -v "$PWD:/work" -w /work {IMAGE} sh {shlex.quote(f"{output}/compile.sh")}'
+    again = f"llmcompile export neuron --from-lowered {shlex.quote(output)} {shlex.quote(f'{output}-compiled')}"
+    if lowered:
+        first = f"copy {output} to where the compiler is: {again}"
+        second = f"in AWS's container: {container}, and then the same command here: it takes those NEFFs"
+    else:
+        first = f"`--stop-after lower` here; where the compiler is: {again}"
+        second = f"after the first half of 1, in AWS's container: {container}, and then the second half here"
     hint = (
-        "three ways on:\n"
-        f"  1. `--stop-after lower` here; where the compiler is: llmcompile export neuron --from-lowered {output} ...\n"
-        f"  2. after the first half of 1, in AWS's container: "
-        f'docker run --rm -v "$PWD:/work" -w /work {IMAGE} sh {shlex.quote(f"{output}/compile.sh")}\n'
+        f"ways on:\n  1. {first}\n  2. {second}\n"
         f"  3. in an environment of its own: pip install 'neuronx-cc==2.*' --extra-index-url {INDEX}, "
         "then `--neuronx-cc` its neuronx-cc"
     )

@@ -128,13 +128,14 @@ class Answer:
 # Find
 
 
-def find(python: Path | None, environ: Mapping[str, str], *, venvs: Path = VENVS) -> Sdk:
+def find(python: Path | None, environ: Mapping[str, str], *, venvs: Path = VENVS, own: bool = True) -> Sdk:
     """Find an interpreter that has optimum-neuron and the SDK; nothing of either is imported.
 
     Args:
         python: The interpreter; None for LLMCOMPILE_NEURON_PYTHON, else ours, else that of an environment of AWS.
         environ: The process's.
         venvs: Folder of AWS's environments.
+        own: Whether our own lowering has the task, which is then one of the ways on.
 
     Raises:
         ToolchainError: No interpreter has all of it: names each package that is absent or a placeholder, and says the
@@ -142,7 +143,7 @@ def find(python: Path | None, environ: Mapping[str, str], *, venvs: Path = VENVS
     """
     named = environ.get(VARIABLE, "")
     if python is not None or named != "":
-        return whole(probe(Path(named) if python is None else python))
+        return whole(probe(Path(named) if python is None else python), own=own)
     ours = _sdk(Path(sys.executable), optimum_worker.probe({}))
     if ours.missing == ():
         return ours
@@ -154,7 +155,7 @@ def find(python: Path | None, environ: Mapping[str, str], *, venvs: Path = VENVS
             continue
         if found[-1].missing == ():
             return found[-1]
-    return whole(min(found, key=lambda sdk: len(sdk.missing)))
+    return whole(min(found, key=lambda sdk: len(sdk.missing)), own=own)
 
 
 def probe(python: Path) -> Sdk:
@@ -169,27 +170,31 @@ def probe(python: Path) -> Sdk:
     return _sdk(interpreter, _ask(interpreter, {"action": "probe"}, {}, None, _PROBE_SECONDS, _silent))
 
 
-def whole(sdk: Sdk) -> Sdk:
+def whole(sdk: Sdk, *, own: bool = True) -> Sdk:
     """The SDK itself.
+
+    Args:
+        sdk: What was found.
+        own: As for `find`.
 
     Raises:
         ToolchainError: It is not whole.
     """
     if sdk.missing == ():
         return sdk
-    raise collected(ToolchainError, [*sdk.missing[:-1], replace(sdk.missing[-1], hint=ways_on())])
+    raise collected(ToolchainError, [*sdk.missing[:-1], replace(sdk.missing[-1], hint=ways_on(own=own))])
 
 
-def ways_on() -> str:
-    """What to do where optimum-neuron is not whole."""
+def ways_on(*, own: bool = True) -> str:
+    """What to do where optimum-neuron is not whole; `own` as for `find`."""
     package = f"optimum-neuron[neuronx,diffusers]=={dotted(LAST_READ)}"
     return (
-        "three ways on:\n"
+        "ways on:\n"
         "  1. in an environment of its own, with Python 3.10 or 3.11: python3.11 -m venv neuron && "
         f"neuron/bin/pip install {shlex.quote(package)} --extra-index-url {INDEX} && "
         "apt-get install aws-neuronx-runtime-lib, then `--toolchain-python neuron/bin/python`\n"
-        f"  2. in a container of Hugging Face, which has it: {_CONTAINERS[0]}; of decoders {_CONTAINERS[1]}\n"
-        "  3. without it: `--via xla`, for encoders and decoders"
+        f"  2. in a container of Hugging Face, which has it: {_CONTAINERS[0]}; of decoders {_CONTAINERS[1]}"
+        + ("\n  3. without it: `--via xla`" if own else "")
     )
 
 

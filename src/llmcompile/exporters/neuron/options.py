@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,8 @@ def _contradictions(options: NeuronOptions) -> Iterator[Problem]:
                 "--instance-type inf2",
             )
         elif value is not None and value not in allowed:
-            yield Problem(flag, value, f"one of {', '.join(allowed)}")
+            near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
+            yield Problem(flag, value, f"one of {', '.join(allowed)}", f"{flag} {[*near, *allowed][0]}")
     for name, size in options.shapes.given().items():
         if size < 1:
             yield Problem(f"--{name.replace('_', '-')}", str(size), "1 or more")
@@ -205,6 +207,20 @@ def _contradictions(options: NeuronOptions) -> Iterator[Problem]:
     longest = options.shapes.sequence_length
     for bucket in options.buckets if options.buckets is not None else ():
         if bucket < 1 or (longest is not None and bucket > longest):
-            yield Problem("--buckets", str(bucket), f"1 to --sequence-length {longest}")
+            yield Problem("--buckets", str(bucket), f"1 to --sequence-length {longest}", f"leave {bucket} out")
+    if options.via == "optimum":
+        for flag, given in (
+            ("--stop-after", options.stop_after is not None),
+            ("--from-lowered", options.from_lowered is not None),
+            ("--layout", options.layout not in (None, "optimum")),
+        ):
+            if given:
+                found = "with --via optimum, which compiles as it lowers and has a layout of its own"
+                yield Problem(flag, found, "--via xla", f"drop {flag}, or use --via xla")
+    named = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(str(options.torch_dtype))
+    if named is not None and options.auto_cast == "none" and options.auto_cast_type not in (None, named):
+        found = f"{options.auto_cast_type} with --torch-dtype {options.torch_dtype}, and nothing is cast"
+        hint = "drop one of them, or add --auto-cast matmul"
+        yield Problem("--auto-cast-type", found, named, hint)
     if options.stop_after is not None and options.from_lowered is not None:
         yield Problem("--stop-after", "lower with --from-lowered", "one of them", "drop --stop-after")

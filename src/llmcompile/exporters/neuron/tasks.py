@@ -154,6 +154,17 @@ def infer_task(config: Mapping[str, Any]) -> str | None:
     return "audio-classification" if audio and task == "text-classification" else task
 
 
+def without_head(task: str, config: Mapping[str, Any]) -> bool:
+    """Whether an encoder was saved without the head of a task: for another task, or bare.
+
+    Args:
+        task: One of `TASKS`.
+        config: config.json; where it does not say what the model was saved for, the weights decide later.
+    """
+    saved = infer_task(config)
+    return task in ENCODER_TASKS[1:] and saved in ENCODER_TASKS and saved != task
+
+
 def supported_tasks(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Tasks that a model's type can be exported for, each with a way: "xla" or "optimum"; in the order of `TASKS`."""
     if "_class_name" in config:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmcompile import environment
+from llmcompile.errors import ToolchainError
 from llmcompile.exporters.neuron import compiler as compilers
 from llmcompile.exporters.neuron import flags
 from llmcompile.exporters.neuron.cache import Cache
+from llmcompile.exporters.neuron.neff import check_neff
 from llmcompile.exporters.neuron.options import NeuronOptions
 from llmcompile.pipeline.job import View
 from llmcompile.writing import WorkDirectory, hash_file
@@ -116,6 +119,33 @@ def compile_all(
         arguments=every[graphs[0].name],
         cached={one.name: one.cached and options.compile_cache is not None for one in made},
     )
+
+
+def adopt(folder: Path, recorded: tuple[str, ...], graphs: Sequence[ToCompile], work: WorkDirectory) -> Compiled:
+    """Take the NEFFs that compile.sh left beside the graphs, after verifying each.
+
+    Args:
+        folder: Holds graphs/<name>.neff.
+        recorded: The arguments in compile.sh.
+        graphs: Every graph.
+        work: Where the artifact is made.
+
+    Raises:
+        ToolchainError: A NEFF is damaged, or they come from compilers of several versions.
+    """
+    versions: dict[str, str] = {}
+    for graph in graphs:
+        target = work.path / neff_path(graph.name)
+        target.unlink(missing_ok=True)
+        shutil.copyfile(folder / neff_path(graph.name), target)
+        versions[graph.name] = str(check_neff(target).compiler_version)
+        work.record(neff_path(graph.name), hash_file(target))
+    if len(set(versions.values())) > 1:
+        found = ", ".join(f"{name} by {version}" for name, version in versions.items())
+        hint = f"sh {folder / 'compile.sh'} compiles all of them again"
+        raise ToolchainError(str(folder / "graphs"), found, "NEFFs of one compiler", hint)
+    version = next(iter(versions.values()))
+    return Compiled(version=version, arguments=recorded, cached={graph.name: False for graph in graphs})
 
 
 def neff_path(name: str) -> str:

@@ -30,6 +30,11 @@ from llmcompile.pipeline.neuron import compiling, layouts
 from llmcompile.pipeline.neuron.planning import environment_flags, find_compiler
 from llmcompile.writing import MANIFEST, WorkDirectory, hash_file
 
+ADOPTED = (
+    "compiled by compile.sh: the NEFFs are whole, and that they are of these graphs is as sure as who ran that script"
+)
+"""Note of an artifact whose NEFFs were found beside the graphs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lowering:
@@ -39,7 +44,8 @@ class Lowering:
         options: What was asked, with what was decided when they were lowered.
         folder: Where they are.
         manifest: Their record.
-        compiler: neuronx-cc; None when none was found.
+        compiler: neuronx-cc; None when none was found, or none is needed.
+        compiled: Whether compile.sh was run: every graph has a NEFF beside it.
         environment_flags: Flags of NEURON_CC_FLAGS that are handed on.
         errors: What stands in the way, all of it.
     """
@@ -48,6 +54,7 @@ class Lowering:
     folder: Path
     manifest: records.Manifest
     compiler: compilers.Compiler | None
+    compiled: bool
     environment_flags: tuple[str, ...]
     errors: tuple[LlmCompileError, ...]
 
@@ -76,7 +83,8 @@ def open_lowered(options: NeuronOptions, report: Report) -> Lowering:
     errors: list[LlmCompileError] = [*_contradictions(options, manifest, neuron), *output_errors(options.build)]
     errors += _strangers(folder, manifest, neuron)
     with report.stage("toolchain"):
-        compiler, found_errors = find_compiler(options, str(folder))
+        compiled = all((folder / compiling.neff_path(graph.name)).is_file() for graph in neuron.graphs)
+        compiler, found_errors = (None, []) if compiled else find_compiler(options, folder, lowered=True)
         errors += found_errors
     lowered = _as_lowered(options, manifest)
     given, found_errors = environment_flags(lowered, neuron.task, neuron.target)
@@ -86,6 +94,7 @@ def open_lowered(options: NeuronOptions, report: Report) -> Lowering:
         folder=folder,
         manifest=manifest,
         compiler=compiler,
+        compiled=compiled,
         environment_flags=given,
         errors=tuple(errors),
     )
@@ -136,8 +145,6 @@ def _contradictions(
         for flag, asked, lowered in given
         if asked is not None and asked != lowered
     ]
-    if options.via == "optimum":
-        problems.append(Problem("--via", "optimum with --from-lowered", "xla", "drop --via"))
     here, there = Path(os.path.realpath(options.build.output)), Path(os.path.realpath(str(options.from_lowered)))
     if here == there or here.is_relative_to(there) or there.is_relative_to(here):
         found = f"{options.build.output} is in the way of {options.from_lowered}"
@@ -187,7 +194,6 @@ def finish(lowering: Lowering, view: View, report: Report) -> None:
         OutputError: OUTPUT cannot be made.
     """
     refuse_lowered(lowering)
-    assert lowering.compiler is not None
     options, neuron = lowering.options, lowering.neuron
     build = options.build
     with WorkDirectory(build.output, job=_identity(lowering), resume=build.resume, force=build.force) as work:
@@ -198,15 +204,13 @@ def finish(lowering: Lowering, view: View, report: Report) -> None:
             work.discard()
             raise
         with report.stage("compile"), building.resumable(work, "what was compiled"):
-            compiled = compiling.compile_all(
-                options,
-                lowering.compiler,
-                neuron.target,
-                lowering.environment_flags,
-                [compiling.ToCompile(graph.name, graph.kind) for graph in neuron.graphs],
-                work,
-                view,
-            )
+            graphs = [compiling.ToCompile(graph.name, graph.kind) for graph in neuron.graphs]
+            if lowering.compiler is None:
+                compiled = compiling.adopt(lowering.folder, neuron.flags, graphs, work)
+            else:
+                compiled = compiling.compile_all(
+                    options, lowering.compiler, neuron.target, lowering.environment_flags, graphs, work, view
+                )
             finished = layouts.finish(lowering.manifest, compiled, work)
         work.sweep()
         files = records.file_records(item for item in sorted(work.finished.items()) if item[0] != MANIFEST)
@@ -216,6 +220,7 @@ def finish(lowering: Lowering, view: View, report: Report) -> None:
                 "options": {**lowering.manifest.options, "optlevel": options.optlevel},
                 "neuron": finished,
                 "files": files,
+                "notes": (*lowering.manifest.notes, *((ADOPTED,) if lowering.compiler is None else ())),
                 "deviations": layouts.remaining(lowering.manifest.deviations, files),
             }
         )
@@ -255,12 +260,8 @@ _RESTORE = "copy the lowered graphs again from where they were made"
 
 def _identity(lowering: Lowering) -> dict[str, Any]:
     """What makes two runs the same job."""
-    assert lowering.compiler is not None
     return {
         "llmcompile": __version__,
         "backend": "neuron",
         "lowered": hash_file(lowering.folder / MANIFEST).sha256,
-        "compiler": lowering.compiler.version,
-        "optlevel": lowering.options.optlevel,
-        "environment_flags": list(lowering.environment_flags),
     }

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmcompile import __version__, environment
-from llmcompile.errors import CheckpointError, MismatchError, OptionsError, PlanError, UnsupportedError, collected
+from llmcompile.errors import (
+    CheckpointError,
+    MismatchError,
+    OptionsError,
+    PlanError,
+    Problem,
+    UnsupportedError,
+    collected,
+)
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import making as building
 from llmcompile.pipeline import validating
@@ -101,10 +109,18 @@ def export(made: Export, view: View, report: Report) -> None:
         work.write_bytes(MANIFEST, records.to_bytes(manifest))
         if validation is not None and not validation.record.passed:
             report.manifest, report.rejected = manifest, work.reject()
-            raise collected(MismatchError, building.kept(validation.problems, report.rejected))
+            raise collected(MismatchError, _with_lever(building.kept(validation.problems, report.rejected)))
         with report.stage("publish"):
             work.publish()
         report.manifest, report.output = manifest, build.output
+
+
+def _with_lever(problems: list[Problem]) -> list[Problem]:
+    """Say what to change where only the compiler's casts are beyond the user's tolerance."""
+    if not all("--auto-cast" in problem.subject for problem in problems):
+        return problems
+    lever = "raise --atol, cast less (--auto-cast matmul or none), or cast to more bits (--auto-cast-type fp16 or tf32)"
+    return [replace(problems[0], hint=f"{lever}; {problems[0].hint}"), *problems[1:]]
 
 
 def _encoded(made: Export) -> _Encoded:
@@ -164,8 +180,8 @@ def _identity(made: Export) -> dict[str, Any]:
     return {
         "llmcompile": __version__,
         "backend": "neuron",
-        "options": {**made.recorded, "environment_flags": " ".join(made.environment_flags)},
-        "compiler": None if made.compiler is None else made.compiler.version,
+        # How it is compiled changes none of what comes before, and NEFFs are kept by their flags.
+        "options": {key: value for key, value in made.recorded.items() if key != "optlevel"},
         "sources": [[file.name, file.size_bytes, file.modified_ns] for file in checkpoint.files],
         "auxiliary": {name: hash_file(checkpoint.root / name).sha256 for name in checkpoint.auxiliary},
         "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},

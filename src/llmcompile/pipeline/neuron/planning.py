@@ -13,8 +13,10 @@ from llmcompile import environment
 from llmcompile.checkpoint.folder import Checkpoint, open_checkpoint, read_object
 from llmcompile.checkpoint.hub import Located, locate, peek
 from llmcompile.errors import (
+    CheckpointError,
     LlmCompileError,
     OptionsError,
+    OutputError,
     PlanError,
     Problem,
     ResourceError,
@@ -35,6 +37,7 @@ from llmcompile.pipeline.job import (
     Job,
     Report,
     Resources,
+    check_writable,
     output_errors,
     prepare,
     shortages,
@@ -158,7 +161,7 @@ def prepare_export(options: NeuronOptions, report: Report) -> Export:
     task = _task(options, config)
     errors: list[LlmCompileError] = []
     with report.stage("toolchain"):
-        via, sdk, found = _way(options, task)
+        via, sdk, found = _way(options, task, config)
         errors += found
         if len(errors) > 0 and via == "xla" and task not in (*ENCODER_TASKS, DECODER_TASK):
             raise combined(errors)
@@ -224,6 +227,16 @@ def _decoder_needs(options: NeuronOptions, job: Job, target: str) -> _Needs:
     return _Needs(job.checkpoint, core_bytes, job.resources, tuple(errors))
 
 
+def _workdir_problem(options: NeuronOptions) -> Iterator[Problem]:
+    if options.compiler_workdir is None:
+        return
+    try:
+        check_writable(options.compiler_workdir / "graph")
+    except OutputError as error:
+        found = f"{options.compiler_workdir}: {error.problems[0].found}"
+        yield Problem("--compiler-workdir", found, "a folder this user may write to", "choose another folder")
+
+
 def _beyond_table(options: NeuronOptions, job: Job) -> PlanError | None:
     """A sequence beyond a decoder's table of positions; rotary ones have none."""
     table = any("embed.positions.weight" in tensor.roles for tensor in job.architecture.tensors)
@@ -257,6 +270,8 @@ def list_tasks(
         config = _config(locate(model, revision=revision, token=token, cache_dir=cache_dir).root)
     found: dict[str, tuple[str, ...]] = {}
     for task, way in tasks.supported_tasks(config):
+        if tasks.without_head(task, config):
+            continue
         found[task] = (*found.get(task, ()), way)
     return found
 
@@ -299,7 +314,16 @@ def _task(options: NeuronOptions, config: Mapping[str, Any]) -> str:
     return task
 
 
-def _way(options: NeuronOptions, task: str) -> tuple[str, optimum.Sdk | None, list[LlmCompileError]]:
+def _never(options: NeuronOptions, task: str, config: Mapping[str, Any]) -> list[LlmCompileError]:
+    """What no release of optimum-neuron could do either."""
+    source = optimum_requests.source_of(config, task)
+    found = optimum_requests.obstacles(options, task, source, optimum_requests.LAST_READ, os.environ, devices=0)
+    return [error for error in found if isinstance(error, UnsupportedError)]
+
+
+def _way(
+    options: NeuronOptions, task: str, config: Mapping[str, Any]
+) -> tuple[str, optimum.Sdk | None, list[LlmCompileError]]:
     """Either "xla" or "optimum", what the latter runs in, and why neither leads there."""
     own = task in (*ENCODER_TASKS, DECODER_TASK)
     ours = options.via == "xla" or options.stop_after is not None or options.layout in OWN_LAYOUTS
@@ -315,17 +339,17 @@ def _way(options: NeuronOptions, task: str) -> tuple[str, optimum.Sdk | None, li
             )
             if given
         )
-        hint = "use --via optimum where optimum-neuron and its SDK are"
+        hint = f"drop {asked}, where optimum-neuron and its SDK are"
         return (
             "xla",
             None,
             [UnsupportedError("--task", f"{task} with {asked}", f"{', '.join(ENCODER_TASKS)} or {DECODER_TASK}", hint)],
         )
     try:
-        sdk = optimum.find(options.toolchain_python, os.environ)
+        sdk = optimum.find(options.toolchain_python, os.environ, own=own)
     except ToolchainError as error:
         if options.via == "optimum" or options.layout == "optimum" or not own or options.toolchain_python is not None:
-            return "optimum", None, [error]
+            return "optimum", None, [*_never(options, task, config), error]
         return "xla", None, []
     return "optimum", sdk, []
 
@@ -352,18 +376,21 @@ def _layout(options: NeuronOptions, via: str) -> str:
 def _compiler(options: NeuronOptions, via: str) -> tuple[compilers.Compiler | None, list[LlmCompileError]]:
     if via != "xla" or options.stop_after is not None:
         return None, []
-    return find_compiler(options, str(options.build.output))
+    return find_compiler(options, options.build.output, lowered=False)
 
 
-def find_compiler(options: NeuronOptions, lowered: str) -> tuple[compilers.Compiler | None, list[LlmCompileError]]:
+def find_compiler(
+    options: NeuronOptions, output: Path, *, lowered: bool
+) -> tuple[compilers.Compiler | None, list[LlmCompileError]]:
     """neuronx-cc, and what is wrong with it or with the compile cache.
 
     Args:
         options: What was asked.
-        lowered: What messages call the lowered graphs.
+        output: The artifact.
+        lowered: Whether its graphs are lowered already.
     """
     try:
-        found = compilers.find(options.compiler, output=lowered)
+        found = compilers.find(options.compiler, output=str(output), lowered=lowered)
         if options.compile_cache is not None:
             Cache(options.compile_cache, found.version)
     except (ToolchainError, OptionsError) as error:
@@ -407,12 +434,16 @@ def _target(options: NeuronOptions) -> tuple[str, tuple[str, ...]]:
 def _contradictions(
     options: NeuronOptions, task: str, via: str, config: Mapping[str, Any]
 ) -> Iterator[LlmCompileError]:
+    if tasks.without_head(task, config):
+        saved = tasks.infer_task(config)
+        found = f"{task}, but the checkpoint was saved for {saved} and has no such head"
+        yield CheckpointError("--task", found, f"{saved} or feature-extraction", f"--task {saved}")
     missing = tasks.missing_shapes(task, options.shapes, config)
     if len(missing) > 0:
         yield collected(OptionsError, missing)
     if via != "xla":
         return
-    problems = []
+    problems = [*_workdir_problem(options)]
     if options.unet is not None:
         problems.append(Problem("--unet", f"with --task {task}", "text-to-image", "drop --unet"))
     if options.inline_weights:
@@ -511,6 +542,11 @@ def _obstacles(options: NeuronOptions, resources: Resources) -> Iterator[LlmComp
 
 
 def _notes(options: NeuronOptions, task: str, via: str, layout: str) -> Iterator[str]:
+    if via == "xla":
+        needed = ("batch_size", "sequence_length", *(("num_choices",) if task == "multiple-choice" else ()))
+        foreign = [f"--{name.replace('_', '-')}" for name in options.shapes.given() if name not in needed]
+        if len(foreign) > 0:
+            yield f"without effect for {task}: {', '.join(foreign)}"
     if layout in ("sdk-2.16", "lmi-split", "lmi-cache"):
         yield _SDK_16
         yield ("it finds a NEFF by the hash of the HLO that it makes itself: where that is not ours, it compiles again")

@@ -71,7 +71,9 @@ class Answers:
     disagreement: float
 
 
-def batches(graphs: Sequence[Graph], rows: Tensor, affordable: Callable[[int], bool]) -> Iterator[Batch]:
+def batches(
+    graphs: Sequence[Graph], rows: Tensor, affordable: Callable[[int], bool], switch: int | None
+) -> Iterator[Batch]:
     """Prompts for every context graph, the longest graph first.
 
     Lengths are the graph's, one less, and 1; the rows of a batch differ. Every prompt is the beginning of its row, so
@@ -81,12 +83,15 @@ def batches(graphs: Sequence[Graph], rows: Tensor, affordable: Callable[[int], b
         graphs: Context graphs by ascending length, and the generation graph.
         rows: Shape (batch, sequence), the longest graph's.
         affordable: Whether more than one run of a graph of some length is.
+        switch: Tokens beyond which a sequence's rotary embedding is another, so that none grows past it; None for
+            never.
     """
     batch, longest = rows.shape
     for graph in reversed([graph for graph in graphs if graph.kind == CONTEXT]):
         runs = lengths(graph.shape[1], longest, batch)
         for run in runs if affordable(graph.shape[1]) else runs[:1]:
-            fed = min(_FORCED, longest - max(run))
+            ends = [longest if switch is None or length > switch else min(switch, longest) for length in run]
+            fed = min(_FORCED, *(end - length for end, length in zip(ends, run, strict=True)))
             prompts = tuple(tuple(rows[row, :length].tolist()) for row, length in enumerate(run))
             forced = tuple(tuple(rows[row, length : length + fed].tolist()) for row, length in enumerate(run))
             yield Batch(graph=graph, prompts=prompts, forced=forced)
