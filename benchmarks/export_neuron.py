@@ -25,7 +25,7 @@ from partition_ft import read, run
 _LOAD = (
     "import sys, torch, transformers; "
     "m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2])); "
-    "sum(float(p.sum()) for p in m.parameters())"
+    "sum(float(p.detach().sum()) for p in m.parameters())"
 )
 Figures = dict[str, tuple[float, float, float]]
 
