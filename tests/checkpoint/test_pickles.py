@@ -254,6 +254,7 @@ def test_compressed_sparse_tensor_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch's own, of a torch storage
 @settings(max_examples=200, deadline=None)
 @given(position=st.integers(0), byte=st.integers(0, 255), cut=st.booleans())
 def test_damaged_pickle_is_refused_or_read(

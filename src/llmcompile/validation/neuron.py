@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
@@ -272,7 +272,7 @@ class _Opened:
         assert mode != "none"
         return casts.rounded(graph.module, mode, kind)
 
-    @property
+    @cached_property
     def casting(self) -> bool:
         """Whether --auto-cast changes a graph."""
         if self.subject.auto_cast == "none":

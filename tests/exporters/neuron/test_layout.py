@@ -139,7 +139,7 @@ def test_neuron_config_says_whether_q_k_and_v_are_one_matrix(family: str, fused:
         ({"auto_cast_type": "bf16"}, FP32, BF16),
         ({"auto_cast_type": "tf32"}, BF16, BF16),
         ({"auto_cast": "matmul", "auto_cast_type": "bf16"}, FP32, FP32),
-        ({"torch_dtype": "float32", "auto_cast_type": "bf16"}, FP16, FP32),
+        ({"torch_dtype": "float32", "auto_cast": "all", "auto_cast_type": "bf16"}, FP16, FP32),
     ],
 )
 def test_the_type_is_the_one_asked_for_or_the_checkpoints(

@@ -1,7 +1,7 @@
 """Executes a decoder's graphs: prompts through every context graph, then tokens one at a time, caches carried over.
 
-Prompts are right-padded with token 0 at position 0. Caches begin full of what no model computed, and keep what earlier
-prompts left, as on a device that serves one request after another; the longest prompts come first.
+Prompts are right-padded with token 0 at position 0. Before each, caches are full of what no model computed, as on a
+device that has served other requests: a slot that is not written, or read though it is not part of the text, shows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmcompile.hlo import Module, serialize
+from llmcompile.hlo import Module, Shape, serialize
 from llmcompile.validation import xla
 from llmcompile.validation.neuron_artifact.graphs import CONTEXT, GENERATION, Graph
 from llmcompile.validation.neuron_artifact.weights import Weights
@@ -26,7 +26,7 @@ _FORCED: Final = 2
 """Tokens fed after each prompt, so that the caches every context graph writes are read."""
 _LONGEST_PROMPT: Final = 32
 _STALE: Final = 1.0
-"""What caches hold before the first prompt."""
+"""What caches hold before a prompt."""
 
 Row = tuple[int, ...]
 Rewrite = Callable[[Graph], Module]
@@ -165,10 +165,12 @@ class Ranks:
         self._generation = next(graph for graph in graphs if graph.kind == GENERATION)
         self._compiled: dict[str, Executable] = {}
         self._states: list[Buffers] = []
+        self._kinds: list[Shape] = []
         self._ranks = self._generation.ranks
 
     def answer(self, batch: Batch) -> Answers:
         """Run a batch."""
+        self._states = []
         kept = [self._context(batch)]
         sequences = [list(prompt) for prompt in batch.prompts]
         positions = [np.array(batch.lengths, dtype=np.int64) - 1]
@@ -203,22 +205,19 @@ class Ranks:
         if graph.name not in self._compiled:
             module = graph.module if self._rewrite is None else self._rewrite(graph)
             self._compiled[graph.name] = Executable(serialize(module), graph.ranks, name=str(graph.path))
-            if len(self._states) == 0:
-                self._states = [self._stale(graph, module, number) for number in range(len(graph.states))]
+            self._kinds = [one.shape for one in module.parameters[len(graph.inputs) :][: len(graph.states)]]
+        if len(self._states) == 0:
+            self._states = [_stale(shape, self._ranks) for shape in self._kinds]
         inputs = {"input_ids": ids, "position_ids": positions}
         placed = [xla.place([inputs[value.name]] * self._ranks) for value in graph.inputs]
         logits, *states = self._compiled[graph.name].run([*placed, *self._states, *self._weights.of(graph)])
         self._states = list(states)
         return np.stack([share[:, 0].astype(np.float32) for share in logits.fetch()])
 
-    def _stale(self, graph: Graph, module: Module, number: int) -> Buffers:
-        shape = module.parameters[len(graph.inputs) + number].shape
-        shares = []
-        for _ in range(self._ranks):
-            share = xla.aligned(shape.dims, xla.element_type(shape.dtype))
-            share[...] = _STALE
-            shares.append(share)
-        return xla.place(shares)
+
+def _stale(shape: Shape, ranks: int) -> Buffers:
+    share = np.full(shape.dims, _STALE, dtype=xla.element_type(shape.dtype))
+    return xla.place([share] * ranks, copied=True)
 
 
 def _disagreement(logits: Array) -> float:
