@@ -506,7 +506,7 @@ def test_hidden_states_and_attentions_are_compared_if_asked_for(tmp_path: Path) 
 
 
 def test_a_16_bit_encoder_passes(tmp_path: Path) -> None:
-    """In both arithmetics, as a decoder."""
+    """In both kinds of arithmetic, as a decoder."""
     checks, problems = found(encoded("token-classification", tmp_path, dtype="bfloat16"))
 
     assert problems == []
