@@ -115,8 +115,8 @@ def test_a_decoder_passes_on_every_graph(made: Subject) -> None:
         "context_encoding_8, prompts of 8 and 7 tokens",
         "context_encoding_4, prompts of 4 and 3 tokens, then 2 tokens more",
         "context_encoding_4, prompts of 1 and 4 tokens, then 2 tokens more",
-        "5 greedy tokens after prompts of 4 and 2 tokens",
-        "5 greedy tokens after prompts of 4 and 2 tokens",
+        "5 greedy tokens after prompts of 4 and 2 tokens, the first a text",
+        "5 greedy tokens after prompts of 4 and 2 tokens, the first a text",
         "every run",
     ]
     assert [check.comparison.names_expected for check in checks[-2:]] == [
@@ -257,7 +257,7 @@ def test_only_what_reads_the_wrong_cache_fails(broken: Subject) -> None:
     assert failed == {
         "context_encoding_4, prompts of 4 and 3 tokens, then 2 tokens more",
         "context_encoding_4, prompts of 1 and 4 tokens, then 2 tokens more",
-        "5 greedy tokens after prompts of 4 and 2 tokens",
+        "5 greedy tokens after prompts of 4 and 2 tokens, the first a text",
     }
 
 
@@ -644,7 +644,9 @@ def test_decoders_are_predicted_on_the_tokens_they_chose(made: Subject) -> None:
 
     (check,) = [item for item in items if isinstance(item, Check)]
     verdict = check.comparison.verdicts[0]
-    assert check.input.startswith("5 greedy tokens after prompts of 4 and 2 tokens, as --auto-cast matmul")
+    assert check.input.startswith(
+        "5 greedy tokens after prompts of 4 and 2 tokens, the first a text, as --auto-cast matmul"
+    )
     assert verdict.top1 is not None
     assert 1e-5 < verdict.max_abs < 0.1
 

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import shutil
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmcompile.errors import CheckpointError, UnsupportedError
-from llmcompile.validation.reference import embedding_tables, fixed_tokens, prompt_tokens, run_reference
+from llmcompile.validation.reference import (
+    describe,
+    embedding_tables,
+    fixed_tokens,
+    lean_attention,
+    parameter_sources,
+    prompt_tokens,
+    run_reference,
+    run_task,
+)
 
 VOCAB = 44
 TEN = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -823,3 +833,140 @@ def test_positions_of_two_stacks_are_told_apart(tmp_path: Path) -> None:
         "encoder": ("model.encoder.embed_positions.weight", 2),
         "decoder": ("model.decoder.embed_positions.weight", 2),
     }
+
+
+def test_logits_are_given_at_the_positions_asked_for(tmp_path: Path, tokens: Tensor) -> None:
+    """Others for each row, in any order, and the same as where everything is given."""
+    built(CAUSAL["llama"]).save_pretrained(tmp_path)
+    positions = torch.tensor([[4, 0], [2, 2]])[: len(tokens)]
+
+    found = streamed(tmp_path, tokens, positions=positions)
+
+    whole = streamed(tmp_path, tokens)
+    expected = torch.stack([row[at] for row, at in zip(whole, positions, strict=True)])
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_positions_are_for_models_with_next_token_logits(tmp_path: Path, tokens: Tensor) -> None:
+    """An encoder has none."""
+    built(ENCODER).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="no model with next-token logits"):
+        run_reference(
+            tmp_path,
+            _Files(tmp_path),
+            tokens=tokens,
+            decoder_tokens=None,
+            encoder_only=False,
+            positions=torch.zeros((len(tokens), 1), dtype=torch.int64),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_arithmetic_of_16_bits_is_that_of_transformers(
+    name: str, dtype: torch.dtype, tmp_path: Path, tokens: Tensor
+) -> None:
+    """The same as the model that was loaded in that type."""
+    built(CAUSAL[name]).save_pretrained(tmp_path)
+
+    found = streamed(tmp_path, tokens, rounded_to=dtype, arithmetic=dtype)
+
+    model = CAUSAL[name].auto.from_pretrained(tmp_path, attn_implementation="eager").to(dtype).eval()
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits.float()
+    assert torch.equal(found, expected)
+
+
+TASK_CLASSES = {
+    "feature-extraction": transformers.AutoModel,
+    "fill-mask": transformers.AutoModelForMaskedLM,
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "multiple-choice": transformers.AutoModelForMultipleChoice,
+}
+
+
+def task_inputs(task: str) -> dict[str, Tensor]:
+    """Two rows, the second padded, of two types; three choices each for multiple-choice."""
+    shape = (2, 3, 6) if task == "multiple-choice" else (2, 6)
+    ids = fixed_tokens(VOCAB, batch=6 if task == "multiple-choice" else 2, sequence=6).reshape(shape)
+    mask, types = torch.ones_like(ids), torch.zeros_like(ids)
+    mask[1, ..., 4:], types[..., 3:] = 0, 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+@pytest.mark.parametrize("task", TASK_CLASSES)
+def test_a_task_gives_what_its_class_gives(task: str, tmp_path: Path) -> None:
+    """Every output by its name, of an encoder that was saved with the task's head, for padded rows too."""
+    built(ENCODER, TASK_CLASSES[task]).save_pretrained(tmp_path)
+    made = loaded(tmp_path, TASK_CLASSES[task])
+    inputs = task_inputs(task)
+
+    found = run_task(tmp_path, _Files(tmp_path), task=task, inputs=inputs, hidden_states=True, attentions=True)
+
+    with torch.no_grad():
+        whole = made(**inputs, output_hidden_states=True, output_attentions=True, return_dict=True)
+    expected = {name: value for name, value in whole.items() if isinstance(value, Tensor)}
+    for name in ("hidden_states", "attentions"):
+        expected |= {f"{name}.{number}": value for number, value in enumerate(whole[name])}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_a_model_whose_modules_look_into_one_another_is_read_whole(tmp_path: Path) -> None:
+    """DeBERTa's encoder reads the weights of an embedding that it never calls."""
+    sizes = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
+    config = transformers.DebertaV2Config(**BERT, **sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its module compiles functions with torch.jit.script when it is imported
+        transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    made = loaded(tmp_path, transformers.AutoModel)
+    inputs = {name: value for name, value in task_inputs("feature-extraction").items() if name != "token_type_ids"}
+
+    found = run_task(tmp_path, _Files(tmp_path), task="feature-extraction", inputs=inputs)
+
+    with torch.no_grad():
+        expected = made(**inputs).last_hidden_state
+    assert torch.allclose(found["last_hidden_state"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_without_the_heads_weights_is_refused(tmp_path: Path) -> None:
+    """Naming them; a pooling layer that is not there is left out instead."""
+    built(ENCODER).save_pretrained(tmp_path)
+    inputs = task_inputs("text-classification")
+
+    with pytest.raises(CheckpointError, match=r"classifier\.weight"):
+        run_task(tmp_path, _Files(tmp_path), task="text-classification", inputs=inputs)
+
+
+def test_a_model_without_the_head_of_a_task_is_refused(tmp_path: Path) -> None:
+    """By the name of its kind."""
+    built(CAUSAL["opt"]).save_pretrained(tmp_path)
+
+    with pytest.raises(UnsupportedError, match="opt: transformers has no class for fill-mask"):
+        run_task(tmp_path, _Files(tmp_path), task="fill-mask", inputs=task_inputs("fill-mask"))
+
+
+def test_a_model_is_described_by_its_config(tmp_path: Path) -> None:
+    """By the names transformers has for sizes that a config calls otherwise."""
+    config = {**GPT2, "pad_token_id": 3}
+    transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(**config)).save_pretrained(tmp_path)
+
+    facts = describe(tmp_path)
+
+    assert (facts.kind, facts.layers, facts.vocab, facts.heads, facts.pad, facts.types) == ("gpt2", 2, VOCAB, 4, 3, 0)
+    assert (facts.rotary_switch, facts.attention, facts.routed) == (None, "eager", False)
+    assert lean_attention(tmp_path) == "sdpa"
+
+
+def test_parameters_of_a_tied_head_come_from_one_tensor(tmp_path: Path) -> None:
+    """Each by its own name."""
+    built(CAUSAL["gpt2"]).save_pretrained(tmp_path)
+
+    sources = parameter_sources(tmp_path, _Files(tmp_path))
+
+    assert sources["lm_head.weight"] == sources["transformer.wte.weight"] == "transformer.wte.weight"
+    assert sources["transformer.h.1.mlp.c_fc.bias"] == "transformer.h.1.mlp.c_fc.bias"

@@ -564,7 +564,8 @@ def _agreement(opened: _Opened, heard: _Heard, model: _Rows) -> Iterator[Check]:
 def _greedy_name(greedy: tuple[Batch, Answers]) -> str:
     batch, answers = greedy
     count = answers.positions.shape[1]
-    return f"{count} greedy {'token' if count == 1 else 'tokens'} after prompts of {_listed(batch.lengths)}"
+    text = ", the first a text" if batch.text else ""
+    return f"{count} greedy {'token' if count == 1 else 'tokens'} after prompts of {_listed(batch.lengths)}{text}"
 
 
 def _listed(lengths: Sequence[int]) -> str:

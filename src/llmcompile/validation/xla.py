@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,8 +153,8 @@ def release() -> None:
     """
     with _private():
         _library().extension.collect_garbage()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc has it, other libraries have not
         trim(0)
 
 

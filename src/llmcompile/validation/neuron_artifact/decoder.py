@@ -41,12 +41,14 @@ class Batch:
         prompts: Token ids, at least one each, at most as many as the graph takes.
         forced: Tokens fed one at a time after each prompt, equally many for each; empty for greedy generation.
         greedy: Tokens to generate; the last is not fed.
+        text: Whether the first prompt is a text.
     """
 
     graph: Graph
     prompts: tuple[Row, ...]
     forced: tuple[Row, ...] = ()
     greedy: int = 0
+    text: bool = False
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -142,7 +144,8 @@ def greedy_batch(graphs: Sequence[Graph], rows: Tensor, prompt: Tensor | None, s
     if prompt is not None:
         prompts[0] = tuple(prompt[0, :longest].tolist())
     most = max(len(row) for row in prompts)
-    return Batch(graph=graph, prompts=tuple(prompts), greedy=min(GREEDY, room - most + 1))
+    greedy = min(GREEDY, room - most + 1)
+    return Batch(graph=graph, prompts=tuple(prompts), greedy=greedy, text=prompt is not None)
 
 
 def _sequence(graphs: Sequence[Graph]) -> int:
