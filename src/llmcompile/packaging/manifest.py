@@ -18,6 +18,7 @@ from llmcompile.writing import Written
 
 SCHEMA_VERSION = 1
 _SCHEMA_ID = "urn:llmcompile:manifest:1"
+_PACKAGE_SCHEMA_ID = "urn:llmcompile:package:1"
 
 
 class _Strict(BaseModel):
@@ -180,24 +181,61 @@ class Manifest(_Strict):
     neuron: Neuron | None = Field(None, description="Null for an artifact of another backend.")
 
 
+class Packaged(_Strict):
+    """What an artifact was packaged for, and how."""
+
+    target: str
+    version: str = Field(description="Release of the serving system.")
+    runtime: str | None = Field(description="Vendor's runtime it is for; null where there is none to match.")
+    kind: str = Field(description="What was packaged.")
+    options: Mapping[str, bool | int | float | str | None]
+    rules: Mapping[str, str] = Field(description="Rule of the lint -> its outcome at package time.")
+
+
+class PackageManifest(_Strict):
+    """The record of a package: what it was made from, for which server, and every file of it."""
+
+    schema_version: Literal[1] = 1
+    tool: Tool
+    package: Packaged
+    artifact: Manifest | None = Field(description="Manifest of the artifact; null for a Hugging Face folder.")
+    files: tuple[FileRecord, ...] = Field(description="Every file of the package but this one.")
+    notes: tuple[str, ...]
+
+
 def file_records(files: Iterable[tuple[str, Written]]) -> tuple[FileRecord, ...]:
     """Paths and finished files, in the order they come."""
     return tuple(FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256) for path, written in files)
 
 
-def to_bytes(manifest: Manifest) -> bytes:
+def to_bytes(manifest: Manifest | PackageManifest) -> bytes:
     """The manifest as it is stored: indented JSON with a final newline."""
     return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read(path: Path) -> Manifest:
-    """Read and check a manifest.
+    """Read and check an artifact's manifest.
+
+    Raises:
+        CheckpointError: It is not there, is that of a package, or does not follow the schema.
+    """
+    manifest = read_any(path)
+    if isinstance(manifest, PackageManifest):
+        found = f"the manifest of a package for {manifest.package.target}"
+        raise CheckpointError(str(path), found, "an artifact's", "pass the artifact the package was made from")
+    return manifest
+
+
+def read_any(path: Path) -> Manifest | PackageManifest:
+    """Read and check a manifest, an artifact's or a package's.
 
     Raises:
         CheckpointError: It is not there or does not follow the schema.
     """
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        kind = PackageManifest if b'"package": {' in content else Manifest
+        return kind.model_validate_json(content)
     except OSError as error:
         raise CheckpointError(
             str(path), str(error.strerror), "a manifest written by llmcompile", "pass the artifact's folder"
@@ -223,4 +261,13 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": _SCHEMA_ID,
         **Manifest.model_json_schema(),
+    }
+
+
+def package_schema() -> dict[str, Any]:
+    """The JSON Schema of a package's manifest, as published in docs/package.schema.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": _PACKAGE_SCHEMA_ID,
+        **PackageManifest.model_json_schema(),
     }

@@ -1,0 +1,254 @@
+"""What a serving package is derived from: an artifact, by its own manifest and files, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from llmcompile.checkpoint.folder import auxiliary_files
+from llmcompile.errors import CheckpointError, Problem, collected
+from llmcompile.packaging import manifest as records
+from llmcompile.packaging.target import Kind
+from llmcompile.packaging.tree import Tree, from_folder
+from llmcompile.writing import MANIFEST
+
+ENGINE = "engine"
+"""Folder of an engine; below it the engine itself, or encoder/ and decoder/."""
+_DTYPES = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "f32": "fp32",
+    "f16": "fp16",
+}
+_REBUILD = "copy the artifact again from where it was built, or rebuild it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An artifact, as packages see it.
+
+    Attributes:
+        path: Its folder.
+        kind: What it is.
+        manifest: Its record; None for a Hugging Face folder.
+        tree: Its files, all that it should have.
+        sha256: Path -> hash, as recorded; empty for a Hugging Face folder.
+        config: The model's config.json; empty where it carries none.
+        model: Hub id or folder the model came from.
+        commit: Commit of a hub id.
+        tp: Tensor parallel degree; NeuronCores for Neuron; 1 for a Hugging Face folder.
+        pp: Pipeline stages.
+        dtype: Element type it computes in: fp32, fp16 or bf16; None where nothing says so.
+        task: What the model does, "text-generation" or a task of Neuron exports; None where nothing says so.
+        batch_size: Sequences at once it was built for; None where it is not limited.
+        sequence_length: Tokens of a sequence, prompt and answer, it was built for; None where it is not limited.
+        input_length: Tokens of a prompt it was built for; None where only the sequence is limited.
+        beam_width: Beams it was built for; None where there is no such limit.
+        compiler: Version of TensorRT-LLM or neuronx-cc that made it; None where none did.
+        quantization: Recipe, as the artifact names it; None for none.
+        engine: config.json of a TensorRT-LLM engine, of the decoder where there are two; empty for others.
+    """
+
+    path: Path
+    kind: Kind
+    manifest: records.Manifest | None
+    tree: Tree
+    sha256: Mapping[str, str]
+    config: Mapping[str, Any]
+    model: str
+    commit: str | None
+    tp: int
+    pp: int
+    dtype: str | None
+    task: str | None
+    batch_size: int | None
+    sequence_length: int | None
+    input_length: int | None
+    beam_width: int | None
+    compiler: str | None
+    quantization: str | None
+    engine: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of config.json; empty where it says none."""
+        return str(self.config.get("model_type", ""))
+
+    @cached_property
+    def model_files(self) -> tuple[str, ...]:
+        """Tokenizer, configuration and generation files at the root, which a server reads beside the weights."""
+        return auxiliary_files([path for path in self.tree.files if "/" not in path and path != MANIFEST])
+
+    @cached_property
+    def engine_folders(self) -> tuple[str, ...]:
+        """Folders with engines: engine, or engine/encoder and engine/decoder."""
+        return tuple(
+            str(PurePosixPath(path).parent)
+            for path in self.tree.files
+            if path.startswith(f"{ENGINE}/") and PurePosixPath(path).name == "config.json"
+        )
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Read what an artifact is: its manifest and small files, no weights.
+
+    Raises:
+        CheckpointError: It is neither an artifact nor a Hugging Face folder, or files are missing or of another size.
+    """
+    tree = from_folder(path)
+    if MANIFEST in tree.files:
+        manifest = records.read_any(path / MANIFEST)
+        if isinstance(manifest, records.PackageManifest):
+            found = f"a package already, for {manifest.package.target}"
+            raise CheckpointError(str(path), found, "an artifact", "package the artifact it was made from")
+        return _of_ours(path, manifest, tree)
+    if "config.json" not in tree.files:
+        raise CheckpointError(
+            str(path),
+            f"neither {MANIFEST} nor config.json",
+            "an artifact of llmcompile, or a Hugging Face folder",
+            "check the path",
+        )
+    return _of_folder(path, tree)
+
+
+def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
+    problems = []
+    for record in manifest.files:
+        size = tree.files.get(record.path)
+        if size != record.bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            problems.append(Problem(f"{path}/{record.path}", found, f"{record.bytes} bytes", _REBUILD))
+    if len(problems) > 0:
+        raise collected(CheckpointError, problems)
+    listed = {record.path: record.sha256 for record in manifest.files}
+    tree = Tree(tree.name, {name: size for name, size in tree.files.items() if name in listed}, tree.folders, tree.load)
+    options = manifest.options
+    engine = _engine(tree) if manifest.engine is not None else {}
+    built = _mapping(engine, "build_config") if "build_config" in engine else _mapping(engine, "builder_config")
+    pretrained = _mapping(engine, "pretrained_config")
+    neuron = manifest.neuron
+    ranks = 1 if neuron is None else neuron.ranks
+    dtype = pretrained.get("dtype", options.get("dtype"))
+    sequence = built.get("max_seq_len", options.get("sequence_length"))
+    if sequence is None and "max_output_len" in built:
+        sequence = built["max_input_len"] + built["max_output_len"]
+    quantized = _mapping(pretrained, "quantization").get("quant_algo", options.get("quantization"))
+    return Artifact(
+        path=path,
+        kind=_kind(manifest),
+        manifest=manifest,
+        tree=tree,
+        sha256=listed,
+        config=_object(tree, "config.json") if "config.json" in tree.files else {},
+        model=manifest.source.model,
+        commit=manifest.source.commit,
+        tp=_degree(pretrained, "tp_size", options.get("tp"), ranks),
+        pp=_degree(pretrained, "pp_size", options.get("pp"), 1),
+        dtype=_DTYPES.get(str(dtype)),
+        task="text-generation" if neuron is None else neuron.task,
+        batch_size=_count(built.get("max_batch_size", options.get("batch_size"))),
+        sequence_length=_count(sequence),
+        input_length=_count(built.get("max_input_len")),
+        beam_width=_count(built.get("max_beam_width", options.get("num_beams"))),
+        compiler=_compiler(manifest),
+        quantization=None if quantized in (None, "none") else str(quantized),
+        engine=engine,
+    )
+
+
+def _of_folder(path: Path, tree: Tree) -> Artifact:
+    config = _object(tree, "config.json")
+    if tree.matching("*.safetensors") == () and tree.matching("*.bin") == ():
+        raise CheckpointError(str(path), "config.json, and no weights", "*.safetensors or *.bin", "check the path")
+    # Only the folder itself: what lies deeper are other formats of the same weights, or somebody's notes.
+    own = {name: size for name, size in tree.files.items() if "/" not in name and not name.startswith(".")}
+    dtype = config.get("torch_dtype", config.get("dtype"))
+    method = _mapping(config, "quantization_config").get("quant_method")
+    return Artifact(
+        path=path,
+        kind="hf",
+        manifest=None,
+        tree=Tree(tree.name, own, frozenset(), tree.load),
+        sha256={},
+        config=config,
+        model=path.resolve().name,
+        commit=None,
+        tp=1,
+        pp=1,
+        dtype=_DTYPES.get(str(dtype)),
+        task=None,
+        batch_size=None,
+        sequence_length=_count(config.get("max_position_embeddings", config.get("n_positions"))),
+        input_length=None,
+        beam_width=None,
+        compiler=None,
+        quantization=None if method is None else str(method),
+        engine={},
+    )
+
+
+def _kind(manifest: records.Manifest) -> Kind:
+    if manifest.backend == "ft":
+        return "ft"
+    if manifest.backend == "trtllm":
+        return "trtllm-checkpoint" if manifest.engine is None else "trtllm-engine"
+    assert manifest.neuron is not None
+    if manifest.neuron.status == "lowered":
+        return "neuron-lowered"
+    layouts: Mapping[str, Kind] = {
+        "optimum": "neuron-optimum",
+        "sdk-2.16": "neuron-sdk-2.16",
+        "lmi-split": "neuron-lmi-split",
+        "lmi-cache": "neuron-lmi-cache",
+        "nxd": "neuron-nxd",
+    }
+    return layouts[manifest.neuron.layout]
+
+
+def _compiler(manifest: records.Manifest) -> str | None:
+    if manifest.engine is not None:
+        return manifest.engine.tensorrt_llm
+    return None if manifest.neuron is None else manifest.neuron.compiler
+
+
+def _engine(tree: Tree) -> Mapping[str, Any]:
+    """The engine's configuration; the decoder's where there is an encoder besides."""
+    for path in (f"{ENGINE}/config.json", f"{ENGINE}/decoder/config.json", f"{ENGINE}/encoder/config.json"):
+        if path in tree.files:
+            return _object(tree, path)
+    raise CheckpointError(f"{tree.name}/{ENGINE}/config.json", "no such file", "an engine's config.json", _REBUILD)
+
+
+def _object(tree: Tree, path: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(tree.read(path))
+    except ValueError as error:
+        raise CheckpointError(f"{tree.name}/{path}", f"not JSON: {error}", "a JSON object", _REBUILD) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{tree.name}/{path}", f"a JSON {type(content).__name__}", "a JSON object", _REBUILD)
+    return content
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _degree(pretrained: Mapping[str, Any], key: str, option: object, otherwise: int) -> int:
+    for value in (_mapping(pretrained, "mapping").get(key), option):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return otherwise
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,146 @@
+"""A folder of files as a server will find it: on disk, in a tar archive, or only planned."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from llmcompile.errors import CheckpointError
+
+READ_BYTES = 32 << 20
+"""The largest file that is ever read whole: a tokenizer.json of a large vocabulary has about 20 MiB."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files by their paths, with forward slashes, relative to a root; contents are read only when asked for.
+
+    Attributes:
+        name: How the root is called in messages.
+        files: Path -> bytes, in order of the paths.
+        folders: Every folder below the root, empty ones included.
+        load: Reads a file that is in `files`.
+    """
+
+    name: str
+    files: Mapping[str, int]
+    folders: frozenset[str]
+    load: Callable[[str], bytes]
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            CheckpointError: It is not there, or larger than `READ_BYTES`.
+        """
+        size = self.files.get(path)
+        if size is None:
+            raise CheckpointError(f"{self.name}/{path}", "no such file", hint="check the path")
+        if size > READ_BYTES:
+            raise CheckpointError(f"{self.name}/{path}", f"{size} bytes", f"at most {READ_BYTES} for a text file")
+        return self.load(path)
+
+    def text(self, path: str) -> str:
+        """A file as UTF-8; bytes that are not become U+FFFD, so that a rule can name them.
+
+        Raises:
+            CheckpointError: As for `read`.
+        """
+        return self.read(path).decode("utf-8", errors="replace")
+
+    def matching(self, pattern: str) -> tuple[str, ...]:
+        """Paths that fit a shell pattern; "*" does not stop at a slash."""
+        return tuple(path for path in self.files if fnmatchcase(path, pattern))
+
+    def under(self, folder: str) -> Tree:
+        """The same files seen from a folder of it."""
+        inside = f"{folder}/"
+        return Tree(
+            f"{self.name}/{folder}",
+            {path.removeprefix(inside): size for path, size in self.files.items() if path.startswith(inside)},
+            frozenset(path.removeprefix(inside) for path in self.folders if path.startswith(inside)),
+            lambda path: self.load(inside + path),
+        )
+
+    def parts(self) -> tuple[str, ...]:
+        """Names of the folders directly below the root, sorted."""
+        return tuple(sorted(path for path in self.folders if "/" not in path))
+
+
+def from_folder(root: Path) -> Tree:
+    """A folder on disk; links in it are followed, as a server would.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise CheckpointError(str(root), "no such folder", hint="pass a folder")
+    files: dict[str, int] = {}
+    folders: set[str] = set()
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root).as_posix()
+        if path.is_dir():
+            folders.add(relative)
+        elif path.exists():
+            files[relative] = path.stat().st_size
+    return Tree(str(root), files, frozenset(folders), lambda path: (root / path).read_bytes())
+
+
+def from_archive(path: Path) -> Tree:
+    """A tar archive, compressed or not; members keep the names they have in it, but for a leading "./".
+
+    Raises:
+        CheckpointError: It cannot be read as a tar archive.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        found = f"not a tar archive: {error}"
+        raise CheckpointError(str(path), found, "a folder or model.tar.gz", "check the path") from error
+    named = {_plain(member.name): member for member in members if _plain(member.name) not in ("", ".")}
+    files = {name: member.size for name, member in sorted(named.items()) if member.isfile()}
+    folders = {name for name, member in named.items() if member.isdir()}
+    folders.update(parent for name in named for parent in _parents(name))
+
+    def load(name: str) -> bytes:
+        with tarfile.open(path) as archive:
+            stream = archive.extractfile(named[name])
+            assert stream is not None
+            return stream.read()
+
+    return Tree(str(path), files, frozenset(folders), load)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./").rstrip("/")
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def planned(name: str, texts: Mapping[str, str], links: Mapping[str, str], folders: tuple[str, ...], of: Tree) -> Tree:
+    """What a package will hold before it is written.
+
+    Args:
+        name: Where it will be.
+        texts: Path -> content of the files that are generated.
+        links: Path -> path in `of` of the files that are taken over.
+        folders: Folders that must exist, even when empty.
+        of: The artifact.
+    """
+    sizes = {path: len(text.encode()) for path, text in texts.items()}
+    sizes |= {path: of.files[source] for path, source in links.items()}
+    every = {*folders, *(parent for path in (*sizes, *folders) for parent in _parents(path))}
+    return Tree(
+        name,
+        dict(sorted(sizes.items())),
+        frozenset(every),
+        lambda path: texts[path].encode() if path in texts else of.load(links[path]),
+    )
