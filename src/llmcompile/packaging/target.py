@@ -177,6 +177,10 @@ class Target(Generic[O]):
         rules: Name of each rule -> what it demands, one sentence.
         detect: Whether a tree is a package of this target.
         lint: Every rule's findings for a tree that `detect` knows.
+        prefer: Of the releases that serve an artifact's kind, the one to package for when none is asked for; None for
+            the newest.
+        converts: Flag that stands in ARTIFACT's place, like "--from-rayllm" -> what makes a package of that file's text,
+            its name and the request.
     """
 
     name: str
@@ -191,9 +195,16 @@ class Target(Generic[O]):
     rules: Mapping[str, str]
     detect: Callable[[Tree], bool]
     lint: Callable[[Tree, Serving], Iterator[Finding]]
+    prefer: Callable[[Artifact, Sequence[str]], str | None] | None = None
+    converts: Mapping[str, Callable[[str, str, Request], Package]] = field(default_factory=dict)
 
-    def choose(self, kind: Kind, asked: str | None) -> str:
-        """The release a package is for: the one asked for, or the newest that serves the kind.
+    def choose(self, kind: Kind, asked: str | None, artifact: Artifact | None = None) -> str:
+        """The release a package is for: the one asked for, the one preferred, or the newest that serves the kind.
+
+        Args:
+            kind: What is to be packaged.
+            asked: --target-version.
+            artifact: What is to be packaged; None before it is built.
 
         Raises:
             UnsupportedError: No release serves this kind, this one does not, or there is no such release.
@@ -203,7 +214,8 @@ class Target(Generic[O]):
             why, instead = self.refusals[kind]
             raise UnsupportedError(self.title, f"does not serve {KINDS[kind]}: {why}", hint=instead)
         if asked is None:
-            return serving[0]
+            preferred = None if self.prefer is None or artifact is None else self.prefer(artifact, serving)
+            return serving[0] if preferred is None else preferred
         chosen = _release(asked, self.releases)
         if chosen in serving:
             assert chosen is not None
