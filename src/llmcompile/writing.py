@@ -15,14 +15,14 @@ import mmap
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmcompile.errors import OutputError
+from llmcompile.errors import CheckpointError, OutputError
 
 MANIFEST = "llmcompile.json"
 _JOURNAL = ".journal"
@@ -31,6 +31,10 @@ _STAGING_BYTES = 4 << 20
 _DISK_BLOCK = 4096
 _DIRECT_FROM_BYTES = 1 << 20
 """Size from which a file is written past the page cache."""
+_LINKED_FROM_BYTES = 1 << 20
+"""Size from which a file that is taken over may be a hard link: smaller ones are configuration, which people edit."""
+_FICLONE = 0x40049409
+"""Source: linux/fs.h, FICLONE."""
 
 
 @dataclass(frozen=True)
@@ -409,6 +413,61 @@ class WorkDirectory:
         self.record(file, written)
         return written
 
+    def take(
+        self, file: str, source: Path, *, sha256: str | None, copy: bool, advance: Callable[[int, str], None]
+    ) -> str:
+        """Take over a finished file of somewhere else: shared blocks or a hard link where possible, a copy otherwise.
+
+        Args:
+            file: Path inside the artifact.
+            source: The file; a symbolic link is followed.
+            sha256: Hash it has by its own record, which a copy is compared with; None to read it and find out.
+            copy: Copy in any case, so that nothing is shared.
+            advance: Called with the bytes of each block that is read, and `file`.
+
+        Returns:
+            "shared", "linked" or "copied".
+
+        Raises:
+            CheckpointError: A copy has another hash than it should.
+            OutputError: The disk is full, or the place cannot be written to.
+        """
+        target, size = self.path / file, source.stat().st_size
+        how = None
+        if not copy and size >= _LINKED_FROM_BYTES:
+            with output_errors(target, size):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+            how = _shared(source.resolve(), target)
+        if how is not None:
+            written = hash_file(target) if sha256 is None else Written(size, sha256)
+            advance(size, file)
+        else:
+            written = self._copied(file, source, size, advance)
+        if sha256 is not None and written.sha256 != sha256:
+            raise CheckpointError(str(source), f"sha256 {written.sha256}", sha256, "copy the artifact again")
+        self.record(file, written)
+        return "copied" if how is None else how
+
+    def _copied(self, file: str, source: Path, size_bytes: int, advance: Callable[[int, str], None]) -> Written:
+        """Copy, at once; what an interrupted run left of it is written again."""
+        self.kept.pop(file, None)
+        target = self.create(file, size_bytes)
+        buffer = bytearray(_READ_BYTES)
+        try:
+            with source.open("rb", buffering=0) as stream:
+                left = size_bytes
+                while left > 0 and (got := stream.readinto(memoryview(buffer)[: min(left, _READ_BYTES)])) > 0:
+                    target.write(memoryview(buffer)[:got])
+                    advance(got, file)
+                    left -= got
+            if left > 0:
+                raise CheckpointError(str(source), f"{left} bytes less than a moment ago", hint="is it being written?")
+            return target.finish()
+        except BaseException:
+            target.close()
+            raise
+
     def publish(self) -> None:
         """Rename the work directory to the output, exchanging it for an artifact that `force` replaces.
 
@@ -447,6 +506,24 @@ class WorkDirectory:
                 parent.rmdir()
             except OSError:
                 return
+
+
+def _shared(source: Path, target: Path) -> str | None:
+    """Make `target` the same content as `source` without copying; None where the file system cannot.
+
+    Source: ioctl_ficlonerange(2), link(2).
+    """
+    try:
+        with source.open("rb") as stream, target.open("xb") as made:
+            fcntl.ioctl(made.fileno(), _FICLONE, stream.fileno())
+        return "shared"
+    except OSError:
+        target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+        return "linked"
+    except OSError:
+        return None
 
 
 def _longest_kept(part: Path, marks: list[Mapping[str, Any]]) -> Kept | None:

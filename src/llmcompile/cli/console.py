@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmcompile import __version__
-from llmcompile.cli import neuron_lines
+from llmcompile.cli import neuron_lines, serving_lines
 from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
 
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 
     from llmcompile.exporters.backends import Options
     from llmcompile.exporters.neuron.options import NeuronOptions
+    from llmcompile.exporters.options import BuildOptions
     from llmcompile.exporters.processes import Line
     from llmcompile.exporters.trtllm.options import TrtllmOptions
     from llmcompile.exporters.trtllm.toolchain import Toolchain
-    from llmcompile.packaging.manifest import Engine, Manifest, Validation
+    from llmcompile.packaging.manifest import Engine, Manifest, PackageManifest, Validation
+    from llmcompile.packaging.target import Kind
     from llmcompile.pipeline import Job, Report, Start
     from llmcompile.pipeline.neuron import Export, Lowering
+    from llmcompile.pipeline.packaging import PackageOptions, Packaging, Packed
     from llmcompile.validation.checks import Finding
 
 REPORT_SCHEMA_VERSION = 1
@@ -71,6 +74,8 @@ class Console:
         self._resumable: Path | None = None
         self._verified: dict[str, Any] | None = None
         self._tasks: dict[str, list[str]] | None = None
+        self._linted: list[dict[str, str]] | None = None
+        self._packages: list[PackageManifest] = []
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A check mark or an odd file name must not end a run on a terminal that cannot show it.
@@ -103,8 +108,10 @@ class Console:
 
         self._dry_run = options.build.dry_run
         if isinstance(options, TrtllmOptions) and options.from_checkpoint is not None:
+            self._refuse_packages(options.build, "trtllm-engine")
             self._run_from(options)
             return
+        self._refuse_packages(options.build, _kind_of(options))
         self.job = pipeline.prepare(options, self.report)
         if options.build.dry_run:
             self._show_plan(self.job)
@@ -115,7 +122,7 @@ class Console:
         self._resumable = work_path(options.build.output)
         pipeline.build(self.job, self, self.report)
         self._settle()
-        self._show_summary(_job_rows(self.job, self.report), _job_kind(self.job))
+        self._finish(_job_rows(self.job, self.report), _job_kind(self.job), options.build)
 
     def _run_from(self, options: TrtllmOptions) -> None:
         """The same for a finished checkpoint."""
@@ -134,7 +141,8 @@ class Console:
         self._resumable = work_path(options.build.output)
         pipeline.build_from(start, self, self.report)
         self._settle()
-        self._show_summary(_start_rows(start, self.report), f"ready for TensorRT-LLM {options.trtllm_version}")
+        kind = f"ready for TensorRT-LLM {options.trtllm_version}"
+        self._finish(_start_rows(start, self.report), kind, options.build)
 
     def export(self, options: NeuronOptions) -> None:
         """Plan and, unless this is a dry run, lower, validate and compile for Neuron."""
@@ -146,6 +154,9 @@ class Console:
             self._finish_lowered(options)
             return
         plan = self.export_plan = neuron.prepare_export(options, self.report)
+        self._refuse_packages(
+            options.build, "neuron-lowered" if options.stop_after is not None else _layout(plan.layout)
+        )
         lines = neuron_lines.plan_lines(plan, _size)
         if options.build.dry_run:
             self._show_lines(lines, failed=plan.errors != ())
@@ -157,7 +168,7 @@ class Console:
         self._resumable = work_path(options.build.output)
         neuron.export(plan, self, self.report)
         self._settle()
-        self._show_neuron()
+        self._show_neuron(options)
 
     def _finish_lowered(self, options: NeuronOptions) -> None:
         """The same for graphs that are lowered."""
@@ -165,6 +176,8 @@ class Console:
         from llmcompile.writing import work_path
 
         plan = self.lowering_plan = neuron.open_lowered(options, self.report)
+        assert plan.manifest.neuron is not None
+        self._refuse_packages(options.build, _layout(plan.manifest.neuron.layout))
         lines = neuron_lines.lowering_lines(plan, _size)
         if options.build.dry_run:
             self._show_lines(lines, failed=plan.errors != ())
@@ -176,14 +189,14 @@ class Console:
         self._resumable = work_path(options.build.output)
         neuron.finish(plan, self, self.report)
         self._settle()
-        self._show_neuron()
+        self._show_neuron(options)
 
-    def _show_neuron(self) -> None:
+    def _show_neuron(self, options: NeuronOptions) -> None:
         manifest = self.report.manifest
         assert manifest is not None
         assert manifest.neuron is not None
         rows = neuron_lines.rows(manifest, self.report, _took(self.report), _size)
-        self._show_summary(rows, neuron_lines.kind(manifest.neuron))
+        self._finish(rows, neuron_lines.kind(manifest.neuron), options.build)
 
     def list_tasks(self, model: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> None:
         """Print what a model can be exported for, and by which way."""
@@ -210,6 +223,7 @@ class Console:
     ) -> None:
         """Check an artifact's bytes and, with `deep`, its numbers."""
         from llmcompile import pipeline
+        from llmcompile.packaging import manifest as records
         from llmcompile.writing import MANIFEST
 
         for flag, value in (("--model", model), ("--atol", atol), ("--rtol", rtol)):
@@ -221,8 +235,12 @@ class Console:
         problems: list[Problem] = []
         if not deep or (artifact / MANIFEST).exists():
             with self.report.stage("bytes"):
-                manifest, problems = pipeline.verify(artifact)
-            self.say("bytes", _bytes_line(manifest, problems), {"problems": len(problems)})
+                record, problems = pipeline.verify(artifact)
+            self.say("bytes", _bytes_line(record, problems), {"problems": len(problems)})
+            if isinstance(record, records.PackageManifest):
+                self._verified_package(artifact, record, problems, deep=deep)
+                return
+            manifest = record
             self.say("artifact", _artifact_line(manifest))
         self._verified = {"artifact": str(artifact), "bytes": None if manifest is None else len(problems) == 0}
         if deep:
@@ -253,6 +271,139 @@ class Console:
         if unproved:
             words += "; its numbers were never validated (add --deep)"
         self._result(f"[green]✓[/] {escape(str(artifact))} {escape(words)}")
+
+    def _verified_package(
+        self, path: Path, manifest: PackageManifest, problems: Sequence[Problem], *, deep: bool
+    ) -> None:
+        """The end of `verify` for a package, whose bytes are all there is to check."""
+        if deep:
+            found = f"a package for {manifest.package.target}"
+            raise OptionsError("--deep", found, "an artifact", f"verify its files: llmcompile verify {path}")
+        self._verified = {"artifact": str(path), "bytes": len(problems) == 0}
+        words = [f"package for {manifest.package.target} {manifest.package.version}", manifest.package.kind]
+        self.say("artifact", f"     {' · '.join(words)}")
+        if manifest.artifact is not None:
+            self.say("artifact", _artifact_line(manifest.artifact))
+        if len(problems) > 0:
+            raise collected(MismatchError, problems)
+        self._result(f"[green]✓[/] {escape(str(path))} is what its manifest says")
+
+    def package(
+        self,
+        target: str,
+        artifact: Path | None,
+        output: Path,
+        settings: Any,
+        *,
+        convert: tuple[str, Path] | None,
+        target_version: str | None,
+        runtime_version: str | None,
+        copy: bool,
+        force: bool,
+        resume: bool,
+        dry_run: bool,
+    ) -> None:
+        """Plan a package, lint it and, unless this is a dry run, write it."""
+        from llmcompile.pipeline import packaging
+
+        self._dry_run = dry_run
+        options = packaging.PackageOptions(
+            target=target,
+            artifact=artifact,
+            output=output,
+            settings=settings,
+            convert=convert,
+            target_version=target_version,
+            runtime_version=runtime_version,
+            copy=copy,
+            force=force,
+            resume=resume,
+        )
+        self._pack(options)
+        if self.json and not dry_run:
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
+
+    def _refuse_packages(self, build: BuildOptions, kind: Kind) -> None:
+        """Stop before the work, where a package asked for with it cannot be."""
+        from llmcompile.pipeline import packaging
+
+        errors = packaging.shortcut_errors(build.package, kind, build.output, force=build.force)
+        if len(errors) > 0:
+            raise collected(type(errors[0]), [problem for error in errors for problem in error.problems])
+
+    def _packages_of(self, build: BuildOptions) -> None:
+        """Package what was built, as --package asks."""
+        from llmcompile.pipeline import packaging
+
+        for text in build.package:
+            options = packaging.shortcut_options(text, build.output, force=build.force)
+            output = self.report.output
+            try:
+                self._pack(options)
+            except LlmCompileError as error:
+                last = error.problems[-1]
+                hint = f"{build.output} is finished; package it by hand: llmcompile package {options.target} --help"
+                hints = "\n".join(part for part in (last.hint, hint) if part != "")
+                raise collected(type(error), [*error.problems[:-1], replace(last, hint=hints)]) from error
+            self.report.output = output
+
+    def _pack(self, options: PackageOptions) -> None:
+        from llmcompile.pipeline import packaging
+        from llmcompile.writing import work_path
+
+        planned = packaging.prepare_package(options, self.report)
+        self._linted = [serving_lines.finding_json(finding) for finding in planned.findings]
+        lines = serving_lines.plan_lines(planned, _size)
+        if self._dry_run:
+            self._show_lines(lines, failed=planned.errors != ())
+            packaging.refuse_package(planned)
+            return
+        for line in serving_lines.finding_lines(planned.findings, shown=("failed", "note")):
+            self.say("lint", line)
+        packaging.refuse_package(planned)
+        self._resumable = work_path(options.output)
+        packed = packaging.make_package(planned, self, self.report)
+        self._packages.append(packed.manifest)
+        self._settle()
+        self._show_package(planned, packed)
+
+    def _show_package(self, planned: Packaging, packed: Packed) -> None:
+        if self.json or self.quiet:
+            return
+        output = str(planned.options.output)
+        self._out.print(f"\n[bold green]✓[/] [bold]{escape(output)}[/] is {escape(serving_lines.kind(planned))}")
+        for name, text in serving_lines.rows(planned, packed, _size):
+            self._out.print(f"  [dim]{name:<9}[/] {escape(text)}")
+
+    def lint(
+        self,
+        package: Path,
+        *,
+        target: str | None,
+        target_version: str | None,
+        runtime_version: str | None,
+        mount_path: str | None,
+    ) -> None:
+        """Say, rule by rule, whether a package will load."""
+        from llmcompile.packaging.target import Serving
+        from llmcompile.pipeline import packaging
+
+        with self.report.stage("lint"):
+            known, findings = packaging.lint(package, Serving(target_version, runtime_version, mount_path), target)
+        self._linted = [serving_lines.finding_json(finding) for finding in findings]
+        titles = " and ".join(found.title for found in known)
+        if not self.json and not self.quiet:
+            self._out.print(f"[bold]{escape(str(package))}[/] is a package for {escape(titles)}")
+            for line in serving_lines.finding_lines(findings, shown=("ok", "failed", "note", "skipped")):
+                self._out.print(_marked(line))
+        failed = packaging.failures(findings)
+        if len(failed) > 0:
+            raise collected(MismatchError, failed)
+        skipped = len({finding.rule for finding in findings if finding.status == "skipped"})
+        words = "will load, as far as its files tell"
+        if skipped > 0:
+            words += f"; {skipped} rule{'' if skipped == 1 else 's'} could not be checked"
+        self._result(f"[green]✓[/] {escape(str(package))} {words}")
 
     # What the pipeline shows
 
@@ -400,6 +551,8 @@ class Console:
             "manifest": None if manifest is None else manifest.model_dump(mode="json"),
             "verified": self._verified,
             "tasks": self._tasks,
+            "lint": self._linted,
+            "packages": [package.model_dump(mode="json") for package in self._packages],
         }
 
     def _plan(self) -> dict[str, Any] | None:
@@ -440,12 +593,17 @@ class Console:
             self._out.print(_marked(line))
         return True
 
+    def _finish(self, rows: Sequence[tuple[str, str]], kind: str, build: BuildOptions) -> None:
+        """Say what was made, and make the packages that were asked for with it."""
+        if not self.json:
+            self._show_summary(rows, kind)
+        self._packages_of(build)
+        if self.json:
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
+
     def _show_summary(self, rows: Sequence[tuple[str, str]], kind: str) -> None:
         manifest = self.report.manifest
         assert manifest is not None
-        if self.json:
-            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
-            return
         if self.quiet:
             return
         self._out.print(f"\n[bold green]✓[/] [bold]{escape(str(self.report.output))}[/] is {kind}")
@@ -516,6 +674,7 @@ def _marked(text: str) -> Text:
     marked = Text(text)
     marked.highlight_regex(r"\[✓\]", "green")
     marked.highlight_regex(r"\[x\]", "bold red")
+    marked.highlight_regex(r"\[!\]", "yellow")
     return marked
 
 
@@ -847,6 +1006,20 @@ def _source(manifest: Manifest) -> tuple[str, str | None]:
     return source.model.partition("@")[0] if source.commit is not None else source.model, source.commit
 
 
+def _kind_of(options: Options) -> Kind:
+    """What kind of artifact a build without graphs makes."""
+    if options.backend == "ft":
+        return "ft"
+    return "trtllm-checkpoint" if getattr(options, "stop_after", None) == "checkpoint" else "trtllm-engine"
+
+
+def _layout(name: str) -> Kind:
+    """The kind of a compiled Neuron export of this layout."""
+    from llmcompile.packaging.target import KINDS
+
+    return next(kind for kind in KINDS if kind == f"neuron-{name}")
+
+
 def _artifact_line(manifest: Manifest) -> str:
     """What is inside, in a line."""
     options = manifest.options
@@ -862,7 +1035,7 @@ def _artifact_line(manifest: Manifest) -> str:
     return f"     {' · '.join(words)}"
 
 
-def _bytes_line(manifest: Manifest, problems: Sequence[Problem]) -> str:
+def _bytes_line(manifest: Manifest | PackageManifest, problems: Sequence[Problem]) -> str:
     total = sum(record.bytes for record in manifest.files)
     mark = "✓" if len(problems) == 0 else "x"
     return f" -[{mark}] {len(manifest.files)} files, {_size(total)}, against the manifest's sha256"

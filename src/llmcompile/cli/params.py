@@ -41,6 +41,7 @@ BUILD = "Build"
 QUANTIZATION = "Quantization"
 TOOLCHAIN = "Toolchain"
 ENGINE = "Engine (trtllm-build)"
+PACKAGE = "Package"
 SAFETY = "Output and resources"
 CHECKS = "Validation"
 SOURCE = "Source"
@@ -138,6 +139,16 @@ DryRunOpt = Annotated[
         "--dry_run",
         envvar="LLMCOMPILE_DRY_RUN",
         help="Print the plan and every problem; write nothing.",
+        rich_help_panel=SAFETY,
+    ),
+]
+PackageOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--package",
+        envvar="LLMCOMPILE_PACKAGE",
+        metavar="NAME[@VERSION]",
+        help="Package the artifact for a server too, at OUTPUT-NAME; repeatable. `llmcompile package` has the names.",
         rich_help_panel=SAFETY,
     ),
 ]

@@ -30,6 +30,7 @@ class BuildOptions:
         allow_overflow: Accept values that become infinite in the cast.
         trust_remote_code: Let transformers run the checkpoint's own Python code during validation.
         cache_dir: Where models of the hub are kept; None for huggingface_hub's own place.
+        package: Servers to package the finished artifact for, each NAME or NAME@VERSION.
         token: Hub token; never stored, printed or logged.
     """
 
@@ -47,6 +48,7 @@ class BuildOptions:
     allow_overflow: bool = False
     trust_remote_code: bool = False
     cache_dir: Path | None = None
+    package: tuple[str, ...] = ()
     token: str | None = None
 
     def __post_init__(self) -> None:

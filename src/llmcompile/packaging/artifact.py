@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmcompile.checkpoint.folder import auxiliary_files
+from llmcompile.checkpoint.folder import auxiliary_files, contained
 from llmcompile.errors import CheckpointError, Problem, collected
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging.target import Kind
@@ -129,6 +129,8 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
             problems.append(Problem(f"{path}/{record.path}", found, f"{record.bytes} bytes", _REBUILD))
     if len(problems) > 0:
         raise collected(CheckpointError, problems)
+    for record in manifest.files:
+        contained(path, record.path)
     listed = {record.path: record.sha256 for record in manifest.files}
     tree = Tree(tree.name, {name: size for name, size in tree.files.items() if name in listed}, tree.folders, tree.load)
     options = manifest.options
@@ -171,6 +173,8 @@ def _of_folder(path: Path, tree: Tree) -> Artifact:
         raise CheckpointError(str(path), "config.json, and no weights", "*.safetensors or *.bin", "check the path")
     # Only the folder itself: what lies deeper are other formats of the same weights, or somebody's notes.
     own = {name: size for name, size in tree.files.items() if "/" not in name and not name.startswith(".")}
+    for name in own:
+        contained(path, name)
     dtype = config.get("torch_dtype", config.get("dtype"))
     method = _mapping(config, "quantization_config").get("quant_method")
     return Artifact(

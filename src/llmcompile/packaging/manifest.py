@@ -188,7 +188,7 @@ class Packaged(_Strict):
     version: str = Field(description="Release of the serving system.")
     runtime: str | None = Field(description="Vendor's runtime it is for; null where there is none to match.")
     kind: str = Field(description="What was packaged.")
-    options: Mapping[str, bool | int | float | str | None]
+    options: Mapping[str, bool | int | float | str | tuple[str, ...] | None]
     rules: Mapping[str, str] = Field(description="Rule of the lint -> its outcome at package time.")
 
 

@@ -179,7 +179,7 @@ class Target(Generic[O]):
         lint: Every rule's findings for a tree that `detect` knows.
         prefer: Of the releases that serve an artifact's kind, the one to package for when none is asked for; None for
             the newest.
-        converts: Flag that stands in ARTIFACT's place, like "--from-rayllm" -> what makes a package of that file's text,
+        converts: Flag that stands in ARTIFACT's place, like "--from-rayllm" -> what makes a package of a file's text,
             its name and the request.
     """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from llmcompile.checkpoint.folder import contained
 from llmcompile.errors import CheckpointError
 
 READ_BYTES = 32 << 20
@@ -71,7 +72,7 @@ class Tree:
 
 
 def from_folder(root: Path) -> Tree:
-    """A folder on disk; links in it are followed, as a server would.
+    """A folder on disk; links in it are followed, as a server would, and refused when read if they lead out of it.
 
     Raises:
         CheckpointError: There is no such folder.
@@ -86,7 +87,7 @@ def from_folder(root: Path) -> Tree:
             folders.add(relative)
         elif path.exists():
             files[relative] = path.stat().st_size
-    return Tree(str(root), files, frozenset(folders), lambda path: (root / path).read_bytes())
+    return Tree(str(root), files, frozenset(folders), lambda path: contained(root, path).read_bytes())
 
 
 def from_archive(path: Path) -> Tree:

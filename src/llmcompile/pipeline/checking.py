@@ -16,8 +16,8 @@ from llmcompile.writing import MANIFEST, hash_file
 _RESTORE = "copy the artifact again from where it was built, or rebuild it"
 
 
-def verify(artifact: Path) -> tuple[records.Manifest, list[Problem]]:
-    """Compare an artifact's files with its manifest, byte for byte.
+def verify(artifact: Path) -> tuple[records.Manifest | records.PackageManifest, list[Problem]]:
+    """Compare the files of an artifact, or of a package, with its manifest, byte for byte.
 
     Returns:
         The manifest and every difference.
@@ -25,7 +25,7 @@ def verify(artifact: Path) -> tuple[records.Manifest, list[Problem]]:
     Raises:
         CheckpointError: There is no manifest, or it is not one of ours.
     """
-    manifest = records.read(artifact / MANIFEST)
+    manifest = records.read_any(artifact / MANIFEST)
     listed = {record.path: record for record in manifest.files}
     present = {str(path.relative_to(artifact)) for path in artifact.rglob("*") if not path.is_dir()}
     problems = [
