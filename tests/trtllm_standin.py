@@ -67,10 +67,27 @@ def main(release: str, version: str, words: list[str]) -> None:
         assert (checkpoint / f"rank{rank}.safetensors").stat().st_size > 0
         log("Build TensorRT engine Unnamed Network 0")
         log("Total time of building Unnamed Network 0: 00:00:36")
-        save(output, rank, config, {"max_batch_size": arguments.max_batch_size}, version)
+        save(output, rank, config, built(arguments, config), version)
     Path(arguments.output_timing_cache).write_bytes(b"timings")
     log(f"Timing cache serialized to {arguments.output_timing_cache}")
     log("Total time of building all engines: 00:01:59")
+
+
+def built(arguments: argparse.Namespace, config: dict[str, object]) -> dict[str, object]:
+    """The limits of build_config, as BuildConfig.to_dict names them; its defaults are those of TensorRT-LLM 1.2."""
+    defaults = {"max_batch_size": 2048, "max_input_len": 1024, "max_num_tokens": 8192, "max_beam_width": 1}
+    made: dict[str, object] = {}
+    for name, default in defaults.items():
+        given = getattr(arguments, name, None)
+        made[name] = default if given is None else int(given)
+    length = getattr(arguments, "max_seq_len", None)
+    made["max_seq_len"] = config.get("max_position_embeddings") if length is None else int(length)
+    for name in ("gather_context_logits", "gather_generation_logits"):
+        made[name] = bool(getattr(arguments, name, False))
+    paged = getattr(arguments, "use_paged_context_fmha", None)
+    made["kv_cache_type"] = "PAGED"
+    made["plugin_config"] = {"use_paged_context_fmha": paged != "disable", "paged_kv_cache": True}
+    return made
 
 
 def misbehave() -> None:

@@ -729,7 +729,7 @@ def trtllm(
     atol: params.AtolOpt = BuildOptions.atol,
     rtol: params.RtolOpt = BuildOptions.rtol,
     allow_overflow: params.AllowOverflowOpt = BuildOptions.allow_overflow,
-    package: params.PackageOpt = None,
+    package: params.PackageOpt = BuildOptions.package,  # type: ignore[assignment]  # typer gives a list
     dry_run: params.DryRunOpt = BuildOptions.dry_run,
     resume: params.ResumeOpt = BuildOptions.resume,
     force: params.ForceOpt = BuildOptions.force,
@@ -775,7 +775,7 @@ def trtllm(
                 validate=validate,
                 atol=atol,
                 rtol=rtol,
-                package=() if package is None else tuple(package),
+                package=tuple(package),
                 dry_run=dry_run,
                 resume=resume,
                 force=force,

@@ -15,7 +15,7 @@ TargetName = Enum("TargetName", {name: name for name in TARGETS}, type=str)  # t
 
 
 def lint(
-    package: Annotated[
+    artifact: Annotated[
         Path,
         typer.Argument(metavar="DIR", help="A package, of llmcompile or not: a folder, or model.tar.gz."),
     ],
@@ -64,7 +64,7 @@ def lint(
 
     with Console(command="lint", json=json, quiet=quiet, log_format=log_format.value) as console:
         console.lint(
-            package,
+            artifact,
             target=None if target is None else target.value,
             target_version=target_version,
             runtime_version=runtime_version,

@@ -143,7 +143,7 @@ DryRunOpt = Annotated[
     ),
 ]
 PackageOpt = Annotated[
-    list[str] | None,
+    list[str],
     typer.Option(
         "--package",
         envvar="LLMCOMPILE_PACKAGE",

@@ -140,6 +140,8 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     neuron = manifest.neuron
     ranks = 1 if neuron is None else neuron.ranks
     dtype = pretrained.get("dtype", options.get("dtype"))
+    if neuron is not None and neuron.via == "optimum":
+        dtype = _optimum_dtype(tree, options)
     sequence = built.get("max_seq_len", options.get("sequence_length"))
     if sequence is None and "max_output_len" in built:
         sequence = built["max_input_len"] + built["max_output_len"]
@@ -155,7 +157,7 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
         commit=manifest.source.commit,
         tp=_degree(pretrained, "tp_size", options.get("tp"), ranks),
         pp=_degree(pretrained, "pp_size", options.get("pp"), 1),
-        dtype=_DTYPES.get(str(dtype)),
+        dtype=_DTYPES.get(str(dtype).removeprefix("torch.")),
         task="text-generation" if neuron is None else neuron.task,
         batch_size=_count(built.get("max_batch_size", options.get("batch_size"))),
         sequence_length=_count(sequence),
@@ -216,6 +218,20 @@ def _kind(manifest: records.Manifest) -> Kind:
         "nxd": "neuron-nxd",
     }
     return layouts[manifest.neuron.layout]
+
+
+def _optimum_dtype(tree: Tree, options: Mapping[str, Any]) -> object:
+    """What optimum-neuron says it computes in: neuron_config.json of a decoder, config.json of the others."""
+    if "neuron_config.json" in tree.files:
+        stated = _object(tree, "neuron_config.json").get("torch_dtype")
+        if stated is not None:
+            return stated
+    if "config.json" in tree.files:
+        stated = _mapping(_object(tree, "config.json"), "neuron").get("auto_cast_type")
+        if stated is not None:
+            return stated
+    cast = options.get("auto_cast_type")
+    return options.get("dtype") if cast is None else cast
 
 
 def _compiler(manifest: records.Manifest) -> str | None:

@@ -1,0 +1,126 @@
+"""A tiny artifact of every kind that can be packaged, made by the commands themselves; stand-ins are the compilers."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import models
+import neuronx_cc_standin
+import optimum_standin
+import trtllm_standin
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+LENGTH = 16
+SHAPES = ("--batch_size", 2, "--sequence_length", LENGTH)
+A100 = "0, NVIDIA A100-SXM4-40GB, 8.0, 580.65.06, 40960"
+KINDS: tuple[str, ...] = (
+    "ft",
+    "trtllm-engine",
+    "trtllm-checkpoint",
+    "neuron-optimum",
+    "neuron-sdk-2.16",
+    "neuron-lmi-split",
+    "neuron-lmi-cache",
+    "neuron-nxd",
+    "neuron-lowered",
+    "hf",
+)
+
+
+def make(kind: str, folder: Path, run: Run) -> Path:
+    """An artifact of a kind in a new folder: tp 2 wherever a degree can be asked for.
+
+    Args:
+        kind: One of `KINDS`.
+        folder: To work in; the artifact is in it.
+        run: The command line, as the fixture of that name.
+    """
+    model = source(folder / "org--tiny-llama")
+    if kind == "hf":
+        return model
+    output = folder / kind
+    words, environment = _COMMANDS[kind](folder)
+    result = run(*words, "--model", model, "--no-validate", "--quiet", output, env=environment)
+    assert result.code == 0, result.err
+    return output
+
+
+def source(folder: Path) -> Path:
+    """A tiny LLaMA with a tokenizer that has a chat template, of Llama-2's form."""
+    model = models.save("llama", folder)
+    models.add_tokenizer(model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    template = (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    config |= {"chat_template": template, "bos_token": "<s>", "eos_token": "</s>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    return model
+
+
+_Made = tuple[tuple[object, ...], Mapping[str, str]]
+
+
+def _ft(folder: Path) -> _Made:
+    return ("partition", "ft", "--tp", 2, "--dtype", "fp16"), {}
+
+
+def _checkpoint(folder: Path) -> _Made:
+    return ("build", "trtllm", "--tp", 2, "--dtype", "float16", "--stop-after", "checkpoint"), {}
+
+
+def _engine(folder: Path) -> _Made:
+    trtllm_standin.nvidia_smi(folder / "tools", A100)
+    python = trtllm_standin.install(folder / "env", "1.2.1", "1.2")
+    limits = ("--max-batch-size", 4, "--max-seq-len", 20, "--max-input-len", 12)
+    words = ("build", "trtllm", "--tp", 2, "--dtype", "float16", *limits, "--toolchain-python", python)
+    path = f"{folder / 'tools'}{os.pathsep}{os.environ['PATH']}"
+    return words, {"PATH": path, "TRTLLM_STANDIN_LOG": str(folder)}
+
+
+def _neuron(layout: str) -> Callable[[Path], _Made]:
+    def command(folder: Path) -> _Made:
+        compiler = neuronx_cc_standin.install(folder / "bin")
+        words = ("export", "neuron", *SHAPES, "--num_cores", 2, "--via", "xla", "--layout", layout)
+        return (*words, "--auto_cast_type", "bf16", "--neuronx-cc", compiler), {}
+
+    return command
+
+
+def _lowered(folder: Path) -> _Made:
+    return ("export", "neuron", *SHAPES, "--num_cores", 2, "--via", "xla", "--stop-after", "lower"), {}
+
+
+def _optimum(folder: Path) -> _Made:
+    python = optimum_standin.install(folder / "sdk", _nothing(folder / "module.pt"))
+    words = ("export", "neuron", *SHAPES, "--num_cores", 2, "--auto_cast_type", "bf16", "--via", "optimum")
+    return (*words, "--toolchain-python", python), {}
+
+
+def _nothing(path: Path) -> Path:
+    """A TorchScript module that does nothing."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Identity()), path)
+    return path
+
+
+_COMMANDS: Mapping[str, Callable[[Path], _Made]] = {
+    "ft": _ft,
+    "trtllm-checkpoint": _checkpoint,
+    "trtllm-engine": _engine,
+    "neuron-lowered": _lowered,
+    "neuron-optimum": _optimum,
+    **{f"neuron-{layout}": _neuron(layout) for layout in ("sdk-2.16", "lmi-split", "lmi-cache", "nxd")},
+}
