@@ -180,7 +180,7 @@ class Target(Generic[O]):
         prefer: Of the releases that serve an artifact's kind, the one to package for when none is asked for; None for
             the newest.
         converts: Flag that stands in ARTIFACT's place, like "--from-rayllm" -> what makes a package of a file's text,
-            its name and the request.
+            its name, the options and the request.
     """
 
     name: str
@@ -196,7 +196,7 @@ class Target(Generic[O]):
     detect: Callable[[Tree], bool]
     lint: Callable[[Tree, Serving], Iterator[Finding]]
     prefer: Callable[[Artifact, Sequence[str]], str | None] | None = None
-    converts: Mapping[str, Callable[[str, str, Request], Package]] = field(default_factory=dict)
+    converts: Mapping[str, Callable[[str, str, O, Request], Package]] = field(default_factory=dict)
 
     def choose(self, kind: Kind, asked: str | None, artifact: Artifact | None = None) -> str:
         """The release a package is for: the one asked for, the one preferred, or the newest that serves the kind.

@@ -131,7 +131,7 @@ def prepare_package(options: PackageOptions, report: Report) -> Packaging:
             artifact, tree = None, Tree("", {}, frozenset(), lambda path: b"")
             flag, path = options.convert
             request = Request(_converted_version(target, options), options.runtime_version)
-            package = target.converts[flag](_text(path), path.name, request)
+            package = target.converts[flag](_text(path), path.name, options.settings, request)
         else:
             assert options.artifact is not None
             artifact = open_artifact(options.artifact)
