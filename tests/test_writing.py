@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import llmcompile
-from llmcompile.errors import OutputError
+from llmcompile.errors import CheckpointError, OutputError
 from llmcompile.writing import MANIFEST, HashedFile, Kept, WorkDirectory, free_name, hash_file, output_errors
 
 SRC = str(Path(llmcompile.__file__).parents[1])
@@ -899,3 +899,53 @@ def test_creating_a_file_continues_what_is_kept(tmp_path: Path) -> None:
         output.finish()
 
     assert (tmp_path / "out.partial" / "a").read_bytes() == CONTENT
+
+
+def take(source: Path, output: Path, *, sha256: str | None = None, copy: bool = False) -> tuple[str, Path]:
+    """Take a file over into a new work directory; how that was done, and where the file is."""
+    with WorkDirectory(output, job={}, resume=False, force=False) as work:
+        how = work.take("deep/file", source, sha256=sha256, copy=copy, advance=lambda size, file: None)
+        assert work.finished["deep/file"].size_bytes == source.stat().st_size
+        return how, work.path / "deep" / "file"
+
+
+def test_a_file_on_another_disk_is_copied(tmp_path: Path) -> None:
+    """Neither blocks nor a link can be shared across file systems."""
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as folder:
+        source = Path(folder) / "weights"
+        source.write_bytes(b"x" * (1 << 20))
+
+        how, path = take(source, tmp_path / "out")
+
+        assert (how, path.read_bytes()) == ("copied", source.read_bytes())
+
+
+def test_a_link_is_followed_when_taken_over(tmp_path: Path) -> None:
+    """The hub cache's files are links; the package holds the file itself."""
+    (tmp_path / "blob").write_bytes(b"x" * (1 << 20))
+    (tmp_path / "link").symlink_to(tmp_path / "blob")
+
+    _, path = take(tmp_path / "link", tmp_path / "out")
+
+    assert not path.is_symlink()
+    assert path.read_bytes() == (tmp_path / "blob").read_bytes()
+
+
+def test_a_shared_file_without_a_record_is_read_once(tmp_path: Path) -> None:
+    """Its hash is found, so that the manifest can have it."""
+    (tmp_path / "weights").write_bytes(b"x" * (1 << 20))
+    with WorkDirectory(tmp_path / "out", job={}, resume=False, force=False) as work:
+        work.take("weights", tmp_path / "weights", sha256=None, copy=False, advance=lambda size, file: None)
+
+        assert work.finished["weights"].sha256 == hashlib.sha256(b"x" * (1 << 20)).hexdigest()
+
+
+def test_a_copy_that_differs_from_its_record_is_refused(tmp_path: Path) -> None:
+    """The record was made when the file was right."""
+    (tmp_path / "small").write_bytes(b"abc")
+
+    with pytest.raises(CheckpointError, match="sha256"):
+        take(tmp_path / "small", tmp_path / "out", sha256="0" * 64)

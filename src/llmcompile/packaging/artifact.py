@@ -173,8 +173,13 @@ def _of_folder(path: Path, tree: Tree) -> Artifact:
     config = _object(tree, "config.json")
     if tree.matching("*.safetensors") == () and tree.matching("*.bin") == ():
         raise CheckpointError(str(path), "config.json, and no weights", "*.safetensors or *.bin", "check the path")
-    # Only the folder itself: what lies deeper are other formats of the same weights, or somebody's notes.
-    own = {name: size for name, size in tree.files.items() if "/" not in name and not name.startswith(".")}
+    # Of what lies deeper only the modules of a sentence-transformers model: the rest are other formats of the weights.
+    folders = {"", *_modules(tree)}
+    own = {
+        name: size
+        for name, size in tree.files.items()
+        if name.rpartition("/")[0] in folders and not name.startswith(".") and name != MANIFEST
+    }
     for name in own:
         contained(path, name)
     dtype = config.get("torch_dtype", config.get("dtype"))
@@ -183,7 +188,7 @@ def _of_folder(path: Path, tree: Tree) -> Artifact:
         path=path,
         kind="hf",
         manifest=None,
-        tree=Tree(tree.name, own, frozenset(), tree.load),
+        tree=Tree(tree.name, own, frozenset(folders - {""}), tree.load),
         sha256={},
         config=config,
         model=path.resolve().name,
@@ -200,6 +205,17 @@ def _of_folder(path: Path, tree: Tree) -> Artifact:
         quantization=None if method is None else str(method),
         engine={},
     )
+
+
+def _modules(tree: Tree) -> tuple[str, ...]:
+    """Folders that modules.json of a sentence-transformers model names, such as 1_Pooling."""
+    if "modules.json" not in tree.files:
+        return ()
+    try:
+        modules = json.loads(tree.read("modules.json"))
+        return tuple(str(module["path"]) for module in modules if module["path"] in tree.folders)
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _kind(manifest: records.Manifest) -> Kind:

@@ -1,0 +1,123 @@
+"""A folder as a server finds it: on disk, in an archive, or planned."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from llmcompile.errors import CheckpointError
+from llmcompile.packaging.tree import READ_BYTES, Tree, from_archive, from_folder, planned
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files and an empty folder."""
+    root = tmp_path / "root"
+    (root / "models" / "1").mkdir(parents=True)
+    (root / "models" / "config.pbtxt").write_text("name: 'a'")
+    (root / "top.txt").write_text("ü")
+    return root
+
+
+def archive(path: Path, *names: str) -> Path:
+    """A tar.gz with these members, each holding its own name."""
+    with tarfile.open(path, "w:gz") as made:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            made.addfile(member, io.BytesIO(name.encode()))
+    return path
+
+
+def test_a_folder_lists_its_files_and_empty_folders(folder: Path) -> None:
+    """Paths are relative, with forward slashes; sizes are bytes."""
+    tree = from_folder(folder)
+
+    assert dict(tree.files) == {"models/config.pbtxt": 9, "top.txt": 2}
+    assert tree.folders == {"models", "models/1"}
+    assert tree.parts() == ("models",)
+
+
+def test_text_that_is_not_utf_8_is_readable(folder: Path) -> None:
+    """Bytes that are no text become U+FFFD, for a rule to name."""
+    (folder / "top.txt").write_bytes(b"a\xff")
+
+    assert from_folder(folder).text("top.txt") == "a\ufffd"
+
+
+def test_a_subfolder_is_seen_as_a_root(folder: Path) -> None:
+    """Its files are read by their paths in it."""
+    inside = from_folder(folder).under("models")
+
+    assert dict(inside.files) == {"config.pbtxt": 9}
+    assert inside.folders == {"1"}
+    assert inside.text("config.pbtxt") == "name: 'a'"
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    """By the tree's name and its path."""
+    with pytest.raises(CheckpointError, match=r"root/absent: no such file"):
+        from_folder(folder).read("absent")
+
+
+def test_weights_are_not_read_whole() -> None:
+    """A file larger than any text is refused before it is opened."""
+    tree = Tree("t", {"weights": READ_BYTES + 1}, frozenset(), lambda path: pytest.fail("read"))
+
+    with pytest.raises(CheckpointError, match="at most"):
+        tree.read("weights")
+
+
+def test_a_link_out_of_the_folder_is_not_read(folder: Path, tmp_path: Path) -> None:
+    """What is behind it is none of the package's business."""
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(CheckpointError, match="leaves the checkpoint folder"):
+        from_folder(folder).read("link")
+
+
+def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
+    """It has the size and the bytes of what it points to."""
+    (folder / "link").symlink_to(folder / "top.txt")
+    tree = from_folder(folder)
+
+    assert (tree.files["link"], tree.text("link")) == (2, "ü")
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    """By its name."""
+    with pytest.raises(CheckpointError, match="no such folder"):
+        from_folder(tmp_path / "absent")
+
+
+def test_an_archive_is_read_like_a_folder(tmp_path: Path) -> None:
+    """A leading "./" is not part of the names; folders without members of their own are known."""
+    tree = from_archive(archive(tmp_path / "m.tar.gz", "./serving.properties", "a/b/c.txt"))
+
+    assert dict(tree.files) == {"a/b/c.txt": 9, "serving.properties": 20}
+    assert tree.folders == {"a", "a/b"}
+    assert tree.text("a/b/c.txt") == "a/b/c.txt"
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08\x00broken"])
+def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
+    """An empty file, a text, and a gzip stream that ends too early."""
+    path = tmp_path / "m.tar.gz"
+    path.write_bytes(content)
+
+    with pytest.raises(CheckpointError, match="not a tar archive"):
+        from_archive(path)
+
+
+def test_a_planned_package_looks_like_the_written_one(folder: Path) -> None:
+    """Generated files and those taken over, before either exists."""
+    of = from_folder(folder)
+    tree = planned("out", {"a.txt": "ü"}, {"x/top": "top.txt"}, ("empty/1",), of)
+
+    assert dict(tree.files) == {"a.txt": 2, "x/top": 2}
+    assert tree.folders == {"x", "empty", "empty/1"}
+    assert (tree.text("a.txt"), tree.text("x/top")) == ("ü", "ü")
