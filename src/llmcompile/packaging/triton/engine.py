@@ -24,7 +24,7 @@ def engine_config(
     *,
     generation: str,
     max_batch_size: int,
-    gpt_model_path: str,
+    gpt_model_path: str | None,
     decoupled: bool,
     logits_dtype: str = "fp32",
     name: str = NAME,
@@ -39,7 +39,7 @@ def engine_config(
     Args:
         generation: One of `tensors.GENERATIONS`, which is the engine's version of TensorRT-LLM.
         max_batch_size: Requests in a batch; at most what the engine was built for.
-        gpt_model_path: Folder with the engine, or the decoder, as the server will see it.
+        gpt_model_path: Folder with the engine, or the decoder, as the server will see it; None for an encoder alone.
         decoupled: Whether a request may have more than one answer: streaming.
         logits_dtype: fp32 or fp16, `logits_dtype` of the engine; before 0.17 the backend returns fp32 alone.
         name: Name of the model, which is that of its folder.
@@ -49,11 +49,9 @@ def engine_config(
         max_queue_size: How many requests may wait; 0 for any number.
         parameters: Further parameters by the backend's names, like batch_scheduler_policy.
     """
-    given = {
-        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
-        "gpt_model_type": "inflight_fused_batching",
-        "gpt_model_path": gpt_model_path,
-    }
+    given = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no", "gpt_model_type": "inflight_fused_batching"}
+    if gpt_model_path is not None:
+        given["gpt_model_path"] = gpt_model_path
     if encoder_model_path is not None:
         given["encoder_model_path"] = encoder_model_path
     if has(generation, "0.19"):
@@ -82,19 +80,24 @@ def declared(tensors: tuple[Tensor, ...], generation: str, logits_dtype: str) ->
     made = []
     for tensor in tensors:
         typed = tensor.name.lower() in _LOGITS_TENSORS and has(generation, "0.17")
-        message: Message = {
-            "name": tensor.name,
-            "data_type": LOGITS[logits_dtype] if typed else tensor.type,
-            "dims": list(tensor.dims),
-        }
-        if tensor.scalar:
-            message["reshape"] = {"shape": []}
-        if tensor.ragged:
-            message["allow_ragged_batch"] = True
-        if tensor.optional:
-            message["optional"] = True
-        made.append(message)
+        made.append(declaration(tensor, LOGITS[logits_dtype] if typed else tensor.type))
     return made
+
+
+def declaration(tensor: Tensor, kind: str | None = None) -> Message:
+    """A tensor as a configuration declares it, of another type where `kind` is given."""
+    message: Message = {
+        "name": tensor.name,
+        "data_type": tensor.type if kind is None else kind,
+        "dims": list(tensor.dims),
+    }
+    if tensor.scalar:
+        message["reshape"] = {"shape": []}
+    if tensor.ragged:
+        message["allow_ragged_batch"] = True
+    if tensor.optional:
+        message["optional"] = True
+    return message
 
 
 def strings(parameters: Mapping[str, str]) -> dict[str, Any]:

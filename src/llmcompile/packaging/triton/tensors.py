@@ -4,7 +4,7 @@ A line is: name, type, dimensions, then "r" for ragged batches, "s" for a shape 
 optional ("." for none of these), then the generations it is in, first to first-not; none for all.
 
 Source: triton-inference-server/tensorrtllm_backend@v0.9.0 to v0.19.0 (every tag), and @c2e65b88 for 0.20:
-all_models/inflight_batcher_llm/*/config.pbtxt. NVIDIA/TensorRT-LLM@2a9abd95:triton_backend/all_models has them all still.
+all_models/inflight_batcher_llm/*/config.pbtxt. NVIDIA/TensorRT-LLM@2a9abd95:triton_backend/all_models has every one.
 """
 
 from __future__ import annotations
@@ -99,9 +99,15 @@ def _current(table: str, generation: str) -> Iterator[tuple[str, ...]]:
 
 
 def _tensors(table: str, generation: str) -> Iterator[Tensor]:
-    for name, kind, dims, marks in _current(table, generation):
-        sizes = tuple(int(size) for size in dims.split(","))
-        yield Tensor(name, f"TYPE_{kind}", sizes, "r" in marks, "s" in marks, "o" in marks)
+    for words in _current(table, generation):
+        yield tensor(" ".join(words))
+
+
+def tensor(line: str) -> Tensor:
+    """The tensor of a table's line without a span."""
+    name, kind, dims, marks = line.split(" ")
+    sizes = tuple(int(size) for size in dims.split(","))
+    return Tensor(name, f"TYPE_{kind}", sizes, "r" in marks, "s" in marks, "o" in marks)
 
 
 _ENGINE_IN = """
