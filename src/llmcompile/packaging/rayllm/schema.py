@@ -330,5 +330,7 @@ def _flaw(item: Any) -> Flaw:
         absent_format = location[-2:] == ["generation", "prompt_format"]
         return Flaw(key, "missing", "a value", "start" if absent_format else "refused")
     expected = str(item["msg"]).removeprefix("Value error, ")
-    late = location[-1:] != [] and location[-1] in _START
+    # TRTLLMEngine's model_type is looked up when it starts; the others' is an enumeration.
+    late = location[-1:] == ["model_type"] and "TRTLLMEngine" in item["loc"]
+    late = late or (location[-1:] != [] and location[-1] in _START)
     return Flaw(key, reprlib.repr(item["input"]), expected, "start" if late else "refused")
