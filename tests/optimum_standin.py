@@ -60,7 +60,11 @@ def install(
         info = site / f"{name.replace('-', '_')}-{number}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
-    settings = {"module": None if module is None else str(module), "log": str(folder / "called.json")}
+    settings = {
+        "module": None if module is None else str(module),
+        "log": str(folder / "called.json"),
+        "version": version,
+    }
     recorded = json.loads((GOLDEN / f"{version if signatures is None else signatures}.json").read_text())
     functions = recorded["functions"]
     functions["main_export"]["arguments"].pop(without, None)
@@ -288,6 +292,7 @@ def get_neuron_config(arguments: Mapping[str, Any], settings: Mapping[str, Any])
         "batch_size": arguments["batch_size"],
         "checkpoint_id": None,
         "neuronxcc_version": VERSIONS["neuronx-cc"],
+        "optimum_neuron_version": settings["version"],
         "sequence_length": arguments["sequence_length"],
         "target": None if instance_type is None else TARGETS[instance_type],
         "torch_dtype": dtype,

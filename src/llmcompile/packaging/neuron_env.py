@@ -1,0 +1,825 @@
+"""Images of Hugging Face that serve Neuron exports: which variable says what in each, and what each of them demands.
+
+Sources: huggingface/optimum-neuron at the tag of each release: text-generation-inference/ (tgi_env.py, Dockerfile,
+server/text_generation_server/model.py) up to 0.0.28, docker/vllm/Dockerfile and optimum/commands/neuron/serve.py from
+0.4.0 on; huggingface/text-generation-inference: Dockerfile.neuron and backends/neuron at v3.3.2, v3.3.4 and v3.3.7;
+awslabs/llm-hosting-container@421a60a: huggingface/pytorch/optimum/docker; aws/sagemaker-python-sdk@a248126:
+sagemaker-core/src/sagemaker/core/image_uri_config/huggingface-{llm,vllm}-neuronx.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
+from llmcompile.packaging.target import Finding
+
+if TYPE_CHECKING:
+    from llmcompile.packaging.artifact import Artifact
+    from llmcompile.packaging.compose import Service
+    from llmcompile.packaging.tree import Tree
+
+Fact = Literal[
+    "model", "name", "batch", "sequence", "input", "prefill", "cores", "dtype", "requests", "port", "revision", "code"
+]
+Column = Literal["0.0.20", "0.0.23", "0.0.24", "0.2.0", "0.4.0", "0.4.1"]
+"""Generations of variables, each by the first release that has it."""
+COLUMNS: tuple[Column, ...] = ("0.0.20", "0.0.23", "0.0.24", "0.2.0", "0.4.0", "0.4.1")
+_NONE: tuple[str, ...] = ()
+_BATCH, _LENGTH = ("HF_BATCH_SIZE", "MAX_BATCH_SIZE"), ("HF_SEQUENCE_LENGTH", "MAX_TOTAL_TOKENS")
+_ROWS: Mapping[Fact, tuple[tuple[str, ...], ...]] = {
+    "model": (*(("MODEL_ID",),) * 4, *(("SM_ON_MODEL",),) * 2),
+    "name": (*(_NONE,) * 5, ("SM_ON_SERVED_MODEL_NAME",)),
+    "batch": (_BATCH, *(("MAX_BATCH_SIZE",),) * 3, *(("SM_ON_BATCH_SIZE",),) * 2),
+    "sequence": (_LENGTH, *(("MAX_TOTAL_TOKENS",),) * 3, *(("SM_ON_SEQUENCE_LENGTH",),) * 2),
+    "input": (*(("MAX_INPUT_LENGTH",),) * 2, *(("MAX_INPUT_TOKENS",),) * 2, *(_NONE,) * 2),
+    "prefill": (*(("MAX_BATCH_PREFILL_TOKENS",),) * 4, *(_NONE,) * 2),
+    "cores": (*(("HF_NUM_CORES",),) * 4, *(("SM_ON_TENSOR_PARALLEL_SIZE",),) * 2),
+    "dtype": (*(("HF_AUTO_CAST_TYPE",),) * 4, ("SM_ON_DTYPE",), _NONE),
+    "requests": (*(("MAX_CONCURRENT_REQUESTS",),) * 4, *(_NONE,) * 2),
+    "port": (*(("PORT",),) * 4, *(("SM_ON_PORT",),) * 2),
+    "revision": (*(("REVISION",),) * 4, *(_NONE,) * 2),
+    "code": (*(("TRUST_REMOTE_CODE",),) * 4, *(_NONE,) * 2),
+}
+TABLE: Mapping[Fact, Mapping[Column, tuple[str, ...]]] = {
+    fact: dict(zip(COLUMNS, names, strict=True)) for fact, names in _ROWS.items()
+}
+"""What an image is told -> generation -> its variables, all of which must be set alike; empty where it takes none."""
+SAGEMAKER: Mapping[str, Fact] = {
+    "HF_MODEL_ID": "model",
+    "HF_MODEL_REVISION": "revision",
+    "HF_MODEL_TRUST_REMOTE_CODE": "code",
+}
+"""Names that SageMaker's start script of Text Generation Inference turns into others; that of 0.3.0 has them no more.
+
+Source: awslabs/llm-hosting-container@421a60a:huggingface/pytorch/optimum/docker/3.3.4/Dockerfile, 3.3.6/Dockerfile.
+"""
+PREFIX = "SM_ON_"
+"""Of every variable of the vLLM images: the rest, in lower case, is an argument of `optimum-cli neuron serve`."""
+_FLAGS = ("SM_ON_ALLOW_NON_CACHED_MODEL", "SM_ON_TASK")
+SECRETS = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)(_|$)")
+"""Names whose value is nobody's business: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, AWS_SECRET_ACCESS_KEY, ..."""
+_SECRET_VALUES = re.compile(r"(hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})")
+"""Tokens of Hugging Face's hub, and names of AWS's keys."""
+CORES_OF_DEVICE = 2
+"""Of Inferentia2 and Trainium1. Source: huggingface/optimum-neuron@v0.3.0:optimum/neuron/utils/system.py."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, by the release of optimum-neuron in it.
+
+    Attributes:
+        release: Of optimum-neuron.
+        column: Which variables it takes.
+        compiler: Version of neuronx-cc in it.
+        docker: Where it is for any host.
+        sagemaker: Repository and tag in SageMaker's registries; None where the SDK lists none.
+        model_variable: Variable of the model's folder on SageMaker.
+    """
+
+    release: str
+    column: Column
+    compiler: str
+    docker: str
+    sagemaker: str | None
+    model_variable: str = "HF_MODEL_ID"
+
+    @property
+    def vllm(self) -> bool:
+        """Whether it is optimum-neuron's vLLM, and not Text Generation Inference."""
+        return self.column.startswith("0.4")
+
+    @property
+    def equal(self) -> bool:
+        """Whether batch and sequence must be those that were compiled for; else they may be less.
+
+        Sources: optimum-neuron@v0.0.28:text-generation-inference/tgi_env.py compares texts;
+        text-generation-inference@v3.3.4:backends/neuron/server/text_generation_server/tgi_env.py takes less;
+        optimum-neuron@v0.4.5:optimum/commands/neuron/serve.py raises where they differ.
+        """
+        return self.column != "0.2.0"
+
+    def names(self, fact: Fact, *, sagemaker: bool) -> tuple[str, ...]:
+        """The variables that say a fact, all of which must be set alike."""
+        return (self.model_variable,) if sagemaker and fact == "model" else TABLE[fact][self.column]
+
+    def derives(self, *, sagemaker: bool) -> bool:
+        """Whether it takes what is not set from the model's own files.
+
+        SageMaker's start script up to 0.2.0, and the images before 0.0.22, start the launcher at once.
+        """
+        return self.release not in ("0.0.20", "0.0.21") and not (sagemaker and self.model_variable in SAGEMAKER)
+
+    @property
+    def layout(self) -> Literal["split", "traced"]:
+        """What it loads: a split checkpoint and NEFFs (transformers-neuronx), or model.pt and ranks' weights."""
+        return "split" if self.column.startswith("0.0") else "traced"
+
+    @property
+    def port(self) -> int:
+        """Where it listens unless told otherwise; on SageMaker all of them are told 8080."""
+        return 8080 if self.vllm else 80
+
+
+_HF = "ghcr.io/huggingface/"
+_TGI, _VLLM = "huggingface-pytorch-tgi-inference", "huggingface-vllm-inference-neuronx"
+
+
+def _old(release: str, column: Column, compiler: str, torch: str | None) -> Image:
+    tag = None if torch is None else f"{_TGI}:{torch}-optimum{release}-neuronx-py310-ubuntu22.04"
+    return Image(release, column, compiler, f"{_HF}neuronx-tgi:{release}", tag)
+
+
+def _tgi(release: str, column: Column, compiler: str, tgi: str, tag: str | None, variable: str) -> Image:
+    full = None if tag is None else f"{_TGI}:{tag}-neuronx-py310-ubuntu22.04"
+    return Image(release, column, compiler, f"{_HF}text-generation-inference:{tgi}-neuron", full, variable)
+
+
+def _vllm(release: str, column: Column, compiler: str, tag: str | None) -> Image:
+    full = None if tag is None else f"{_VLLM}:{tag}-ubuntu22.04"
+    return Image(release, column, compiler, f"{_HF}optimum-neuron-vllm:{release}", full, "SM_ON_MODEL")
+
+
+IMAGES: Mapping[str, Image] = {
+    image.release: image
+    for image in (
+        _vllm("0.4.5", "0.4.1", "2.21.33363.0", None),
+        _vllm("0.4.4", "0.4.1", "2.21.33363.0", "0.11.0-optimum0.4.4-neuronx-py310-sdk2.26.1"),
+        _vllm("0.4.3", "0.4.1", "2.21.33363.0", None),
+        _vllm("0.4.2", "0.4.1", "2.21.18209.0", "0.11.0-optimum0.4.2-neuronx-py310-sdk2.26.0"),
+        _vllm("0.4.1", "0.4.1", "2.21.18209.0", "0.10.2-neuronx-py310-sdk2.26.0"),
+        _vllm("0.4.0", "0.4.0", "2.21.18209.0", None),
+        _tgi("0.3.0", "0.2.0", "2.19.8089.0", "3.3.7", "2.7.0-optimum3.3.6", "MODEL_ID"),
+        _tgi("0.2.0", "0.2.0", "2.17.194.0", "3.3.4", "2.5.1-optimum3.3.4", "HF_MODEL_ID"),
+        _tgi("0.1.0", "0.0.24", "2.16.372.0", "3.3.2", None, "HF_MODEL_ID"),
+        _old("0.0.28", "0.0.24", "2.15.143.0", "2.1.2"),
+        _old("0.0.27", "0.0.24", "2.15.143.0", "2.1.2"),
+        _old("0.0.26", "0.0.24", "2.15.128.0", None),
+        _old("0.0.25", "0.0.24", "2.15.128.0", "2.1.2"),
+        _old("0.0.24", "0.0.24", "2.14.227.0", "2.1.2"),
+        _old("0.0.23", "0.0.23", "2.13.66.0", "2.1.2"),
+        _old("0.0.22", "0.0.20", "2.13.66.0", "2.1.2"),
+        _old("0.0.21", "0.0.20", "2.13.66.0", "1.13.1"),
+        _old("0.0.20", "0.0.20", "2.12.68.0", "1.13.1"),
+    )
+}
+"""Release of optimum-neuron -> the image, newest first."""
+DECODERS = tuple(release for release in IMAGES if release.startswith(("0.4", "0.3")))
+"""Releases whose exports have neuron_config.json and are made by `export neuron --via optimum`."""
+_TGI_RELEASES = {"3.3.5": "0.3.0", "3.3.6": "0.3.0", "3.3.7": "0.3.0", "3.3.3": "0.2.0", "3.3.4": "0.2.0"} | {
+    f"3.{tag}": "0.1.0" for tag in ("2.0", "2.1", "2.2", "2.3", "3.0", "3.1", "3.2")
+}
+_TGI_RELEASES["3.1.1"] = "0.0.28"
+"""Release of Text Generation Inference -> of optimum-neuron in its image with -neuron. Source: its Dockerfile.neuron at
+each tag."""
+FIXES = (
+    "export again with optimum-neuron {release}: llmcompile export neuron --model MODEL --via optimum "
+    "--toolchain-python PYTHON OUTPUT"
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a model was compiled for, as its own files say; None for what they do not say.
+
+    Attributes:
+        path: The file that says it.
+        kind: split (transformers-neuronx), traced (neuron_config.json), or encoder.
+        batch: Sequences at once.
+        sequence: Tokens of a sequence.
+        cores: NeuronCores.
+        dtype: fp32, fp16 or bf16.
+        compiler: Version of neuronx-cc.
+        release: Of optimum-neuron.
+        target: Instance family.
+        weights: Hub id of the weights where they are not in the folder.
+    """
+
+    path: str
+    kind: Literal["split", "traced", "encoder"]
+    batch: int | None
+    sequence: int | None
+    cores: int | None
+    dtype: str | None
+    compiler: str | None
+    release: str | None
+    target: str | None
+    weights: str | None
+
+
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+
+def read_record(tree: Tree) -> Record | None:
+    """What a folder's neuron_config.json, or the section "neuron" of its config.json, says; None where neither does."""
+    section = _json(tree, "neuron_config.json")
+    if section is not None:
+        return _record("neuron_config.json", "traced", section, section.get("tp_degree"), "neuronxcc_version")
+    config = _json(tree, "config.json")
+    section = None if config is None else config.get("neuron")
+    if not isinstance(section, dict):
+        return None
+    kind: Literal["split", "encoder"] = "split" if "num_cores" in section else "encoder"
+    return _record("config.json", kind, section, section.get("num_cores"), "compiler_version")
+
+
+def _record(
+    path: str, kind: Literal["split", "traced", "encoder"], section: Mapping[str, Any], cores: object, compiler: str
+) -> Record:
+    dtype = str(section.get("torch_dtype", section.get("auto_cast_type"))).removeprefix("torch.")
+    return Record(
+        path=path,
+        kind=kind,
+        batch=_count(section.get("batch_size")),
+        sequence=_count(section.get("sequence_length")),
+        cores=_count(cores),
+        dtype=_DTYPES.get(dtype),
+        compiler=_text(section.get(compiler)),
+        release=_text(section.get("optimum_neuron_version")),
+        target=_text(section.get("target")),
+        weights=_text(section.get("checkpoint_id")),
+    )
+
+
+def _json(tree: Tree, path: str) -> Mapping[str, Any] | None:
+    if path not in tree.files:
+        return None
+    try:
+        content = json.loads(tree.read(path))
+    except (ValueError, RecursionError, CheckpointError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def prefer(artifact: Artifact, serving: Sequence[str]) -> str | None:
+    """The image with the release of optimum-neuron that made the artifact."""
+    made = made_by(artifact)
+    return made if made in serving else None
+
+
+def made_by(artifact: Artifact) -> str | None:
+    """Release of optimum-neuron that made an artifact; None where nothing says so."""
+    record = read_record(artifact.tree)
+    if record is not None and record.release is not None:
+        return record.release
+    return None if artifact.manifest is None else artifact.manifest.versions.get("optimum-neuron")
+
+
+def servable(artifact: Artifact, image: Image, runtime: str | None) -> Record:
+    """What the artifact was compiled for, if the image will load it.
+
+    Args:
+        artifact: Of kind neuron-optimum.
+        image: That will serve.
+        runtime: Version of neuronx-cc in the image, where the user said so.
+
+    Raises:
+        UnsupportedError: No decoder, or made by another release or compiler than the image has.
+        CheckpointError: It does not say what it was compiled for.
+    """
+    record = read_record(artifact.tree)
+    if record is None or record.kind != "traced":
+        raise UnsupportedError(
+            f"{artifact.path}",
+            f"{artifact.task or 'a model'} without neuron_config.json: no decoder",
+            "a decoder: these images generate text",
+            "load it with optimum-neuron's NeuronModelFor... class in a server of your own",
+        )
+    made = made_by(artifact)
+    if made != image.release:
+        hint = f"add --target-version {made}" if made in IMAGES else FIXES.format(release=image.release)
+        raise UnsupportedError(
+            f"the image with optimum-neuron {image.release}",
+            f"loads what optimum-neuron {image.release} made; {artifact.path} is of {made or 'an unknown release'}",
+            "the same release: optimum-neuron refuses any other",
+            hint,
+        )
+    has = image.compiler if runtime is None else runtime
+    if record.compiler is not None and not same_version(record.compiler, has):
+        raise UnsupportedError(
+            f"neuronx-cc {has} of the image",
+            f"{artifact.path} was compiled by {record.compiler}",
+            "the same version: optimum-neuron refuses any other",
+            f"export again in an environment with neuronx-cc {has}, or choose an image with {record.compiler}",
+        )
+    if None in (record.batch, record.sequence, record.cores):
+        raise CheckpointError(
+            f"{artifact.path}/{record.path}",
+            "batch_size, sequence_length or tp_degree missing",
+            "all three",
+            "copy the artifact again from where it was built",
+        )
+    return record
+
+
+def same_version(one: str, other: str) -> bool:
+    """Whether two versions of neuronx-cc are the same; what stands behind "+" counts only where both have it."""
+    (first, mark, build), (second, other_mark, other_build) = one.partition("+"), other.partition("+")
+    return first == second and (mark == "" or other_mark == "" or build == other_build)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the user asks of a server; None for what the model was compiled for."""
+
+    batch: int | None = None
+    sequence: int | None = None
+    input: int | None = None
+
+
+def environment(
+    record: Record, image: Image, limits: Limits, model: str, name: str | None, *, sagemaker: bool = False
+) -> dict[str, str]:
+    """The variables of an image for a model, in the order of the table.
+
+    Args:
+        record: What the model was compiled for.
+        image: That will serve.
+        limits: What is asked.
+        model: Folder in the container.
+        name: Under which it is served; None for the folder's.
+        sagemaker: Whether the image is started by SageMaker's script.
+
+    Raises:
+        OptionsError: A limit contradicts what was compiled, or the image has no variable for it.
+    """
+    assert record.batch is not None
+    assert record.sequence is not None
+    batch = _limited("--max-batch-size", limits.batch, record.batch, image)
+    sequence = _limited("--max-total-tokens", limits.sequence, record.sequence, image)
+    if image.vllm and limits.input is not None:
+        raise OptionsError("--max-input-tokens", "vLLM has no such limit", "", "leave it out")
+    longest = sequence // 2 if limits.input is None else limits.input
+    if not image.vllm and not 0 < longest < sequence:
+        raise OptionsError(
+            "--max-input-tokens", str(longest), f"from 1 to {sequence - 1}, one less than all tokens", "lower it"
+        )
+    if name is not None and TABLE["name"][image.column] == ():
+        raise OptionsError(
+            "--served-model-name", f"{image.docker} does not take a name", "", "leave it out: it is not read"
+        )
+    said: Mapping[Fact, str | None] = {
+        "model": model,
+        "name": name,
+        "batch": str(batch),
+        "sequence": str(sequence),
+        "input": str(longest),
+        "prefill": str(batch * longest),
+        "cores": str(record.cores),
+        "dtype": None if image.vllm else record.dtype,
+    }
+    return {
+        variable: value
+        for fact, value in said.items()
+        for variable in image.names(fact, sagemaker=sagemaker)
+        if value is not None
+    }
+
+
+def _limited(flag: str, asked: int | None, compiled: int, image: Image) -> int:
+    if asked is None or asked == compiled:
+        return compiled
+    if asked > compiled:
+        raise OptionsError(
+            flag, str(asked), f"at most {compiled}, what was compiled", f"add {flag} {compiled}, or export again"
+        )
+    if image.equal:
+        raise OptionsError(
+            flag, str(asked), f"{compiled}, what was compiled: this image takes nothing less", f"leave {flag} out"
+        )
+    return asked
+
+
+# --- reading side -----------------------------------------------------------------------------------------------------
+
+RULES: Mapping[str, str] = {
+    "secrets": "No file holds a token or a key.",
+    "variables": "Every variable is one that the image reads; one of another generation is named with its successor.",
+    "model": "The model's variable names the folder that is there.",
+    "files": "The files that the image loads are there: of the model, of every rank, and of the tokenizer.",
+    "release": "The image has the release of optimum-neuron that made the model.",
+    "compiler": "The image has the version of neuronx-cc that compiled the model.",
+    "batch": "The batch size is at most what was compiled; for images that compare it, the same.",
+    "sequence": "The tokens of a sequence are at most what was compiled; for images that compare them, the same.",
+    "input": "The tokens of a prompt are fewer than those of a sequence, and are said once.",
+    "prefill": "The tokens of a prefill are those of a batch of the longest prompts.",
+    "cores": "The NeuronCores are those that were compiled for.",
+    "dtype": "The element type is the one that was compiled.",
+}
+"""Rules of an image's environment, common to its targets."""
+_VERSION = "--target-version V says which image"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the rules look at.
+
+    Attributes:
+        where: Name of the file with the variables.
+        variables: As the image will see them.
+        tree: The model's folder.
+        folder: Its name in the package.
+        mount: Its path in the container.
+        image: Where it is known.
+        runtime: Version of neuronx-cc, where the user said so.
+        record: What the model was compiled for, where its files say so.
+        release: Of optimum-neuron, as the package's manifest says; None where it does not.
+        sagemaker: Whether SageMaker's script starts the image.
+    """
+
+    where: str
+    variables: Mapping[str, str]
+    tree: Tree
+    folder: str
+    mount: str
+    image: Image | None
+    runtime: str | None
+    record: Record | None
+    release: str | None
+    sagemaker: bool
+
+    def names(self, fact: Fact) -> tuple[str, ...]:
+        """The variables of a fact; of every generation where the image is not known."""
+        if self.image is not None:
+            return self.image.names(fact, sagemaker=self.sagemaker)
+        every = [name for names in TABLE[fact].values() for name in names]
+        return tuple(dict.fromkeys([*every, *(name for name, said in SAGEMAKER.items() if said == fact)]))
+
+
+def served(
+    where: str,
+    variables: Mapping[str, str],
+    tree: Tree,
+    *,
+    folder: str,
+    mount: str,
+    image: Image | None,
+    runtime: str | None,
+    sagemaker: bool = False,
+) -> Served:
+    """Gather what the rules look at from a package."""
+    inner = tree if folder in ("", ".") else tree.under(folder)
+    manifest = _json(tree, "llmcompile.json")
+    artifact = None if manifest is None else manifest.get("artifact")
+    versions = artifact.get("versions") if isinstance(artifact, dict) else None
+    release = _text(versions.get("optimum-neuron")) if isinstance(versions, dict) else None
+    record = read_record(inner)
+    return Served(where, variables, inner, folder, mount, image, runtime, record, release, sagemaker)
+
+
+def packaged_version(tree: Tree) -> str | None:
+    """The release a package was made for, as its manifest says."""
+    manifest = _json(tree, "llmcompile.json")
+    package = None if manifest is None else manifest.get("package")
+    return _text(package.get("version")) if isinstance(package, dict) else None
+
+
+def lint(look: Served) -> Iterator[Finding]:
+    """At least one finding for each rule of `RULES` but "secrets"."""
+    for rule, check in _CHECKS.items():
+        yield from check(rule, look)
+
+
+DEVICES = "Each container has a device for every two NeuronCores, and shares none."
+
+
+def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Finding]:
+    """Findings of "devices" for the containers of `file`."""
+    cores = None if look.record is None else look.record.cores
+    if cores is None or len(servers) == 0:
+        why = "no container" if len(servers) == 0 else "the model does not say its cores"
+        yield Finding("devices", "skipped", file, why)
+        return
+    needed, wrong = -(-cores // CORES_OF_DEVICE), 0
+    taken: dict[str, str] = {}
+    for service in servers:
+        subject = f"{file}: {service.name}"
+        own = {device for device in service.devices if re.fullmatch(r"/dev/neuron\d{1,3}", device) is not None}
+        if len(own) != needed:
+            wrong += 1
+            hint = f"list {needed} of /dev/neuron0, /dev/neuron1, ..."
+            expected = f"{needed}: {cores} NeuronCores, {CORES_OF_DEVICE} of a device"
+            yield Finding("devices", "failed", subject, f"{len(own)} devices", expected, hint)
+        for device in sorted(own & taken.keys()):
+            wrong += 1
+            found = f"{device}, which {taken[device]} has too"
+            yield Finding("devices", "failed", subject, found, "a device for one container", "choose another")
+        taken |= dict.fromkeys(own, service.name)
+    if wrong == 0:
+        yield Finding("devices", "ok", file, f"{needed} for each of {len(servers)}", f"{cores} NeuronCores")
+
+
+def secrets(files: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+    """Findings of "secrets" for the variables of each file."""
+    found = [
+        (where, name)
+        for where, variables in files.items()
+        for name, value in variables.items()
+        if (SECRETS.search(name) is not None and value not in ("", f"${{{name}}}"))
+        or _SECRET_VALUES.search(value) is not None
+    ]
+    for where, name in found:
+        hint = f"take {name} out, and pass it when the container starts: docker run -e {name}, or a secret's store"
+        yield Finding("secrets", "failed", f"{where}: {name}", "a value", "none: the file is copied and shown", hint)
+    if found == []:
+        yield Finding("secrets", "ok", ", ".join(files), "no token and no key")
+
+
+def image_of(reference: str) -> Image | None:
+    """The image that a reference names, by its repository and tag."""
+    name, _, tag = reference.rpartition(":")
+    repository = name.rpartition("/")[2]
+    for image in IMAGES.values():
+        if image.sagemaker == f"{repository}:{tag}":
+            return image
+    if repository in ("neuronx-tgi", "optimum-neuron-vllm"):
+        return IMAGES.get(tag)
+    if repository == "text-generation-inference" and tag.endswith("-neuron"):
+        return IMAGES.get(_TGI_RELEASES.get(tag.removesuffix("-neuron"), ""))
+    return None
+
+
+def known(name: str) -> Fact | None:
+    """The fact a variable says in any generation."""
+    if name in SAGEMAKER:
+        return SAGEMAKER[name]
+    return next((fact for fact, names in TABLE.items() if any(name in column for column in names.values())), None)
+
+
+def value(look: Served, fact: Fact) -> tuple[str, str] | None:
+    """The first variable of a fact that is set, and its value."""
+    return next(((name, look.variables[name]) for name in look.names(fact) if name in look.variables), None)
+
+
+def _variables(rule: str, look: Served) -> Iterator[Finding]:
+    if look.image is None:
+        yield Finding(rule, "skipped", look.where, "the image is not known", "", _VERSION)
+        return
+    column, wrong = look.image.column, 0
+    for name in look.variables:
+        fact = known(name)
+        if fact is None:
+            if name.startswith(PREFIX) and name not in _FLAGS and column == "0.4.0":
+                wrong += 1
+                found = f"an argument that optimum-cli neuron serve of {look.image.release} does not take"
+                yield Finding(rule, "failed", f"{look.where}: {name}", found, "", "take it out, or use 0.4.2")
+            elif name.startswith(PREFIX) and name not in _FLAGS:
+                yield Finding(rule, "note", f"{look.where}: {name}", "goes to vLLM as it is", "an argument of vLLM")
+            continue
+        taken = look.names(fact)
+        if name in taken or (name in SAGEMAKER and look.sagemaker and look.image.model_variable in SAGEMAKER):
+            continue
+        wrong += 1
+        successor = " and ".join(taken)
+        found = f"not read by the image with optimum-neuron {look.image.release}"
+        hint = f"rename it to {successor}" if successor != "" else "take it out"
+        yield Finding(rule, "failed", f"{look.where}: {name}", found, successor, hint)
+    derives = look.image.derives(sagemaker=look.sagemaker)
+    needed: tuple[Fact, ...] = ("model",) if derives else ("model", "batch", "sequence")
+    for name in (name for fact in needed for name in look.names(fact) if name not in look.variables):
+        wrong += 1
+        yield Finding(rule, "failed", look.where, f"no {name}", f"{name}=...", f"add {name}")
+    if wrong == 0:
+        names = ", ".join(name for name in look.variables if known(name) is not None)
+        yield Finding(rule, "ok", look.where, names)
+
+
+def _model(rule: str, look: Served) -> Iterator[Finding]:
+    said = value(look, "model")
+    if said is None:
+        yield Finding(rule, "failed", look.where, "no variable of the model", "", "see the rule variables")
+        return
+    name, path = said
+    fits = path.rstrip("/") == look.mount
+    expected = f"{look.mount}, where {look.folder}/ is mounted"
+    hint = "" if fits else f"{name}={look.mount}"
+    yield Finding(rule, "ok" if fits else "failed", f"{look.where}: {name}", path, expected, hint)
+
+
+def _files(rule: str, look: Served) -> Iterator[Finding]:
+    record, files = look.record, look.tree.files
+    if record is None:
+        found = "neither neuron_config.json nor a section neuron in config.json"
+        yield Finding(rule, "failed", look.folder, found, "a Neuron export", FIXES.format(release="of the image"))
+        return
+    if record.kind == "encoder":
+        yield Finding(rule, "failed", f"{look.folder}/config.json", "an encoder", "a decoder", "serve it otherwise")
+        return
+    if look.image is not None and record.kind != look.image.layout:
+        words = {"split": "a split checkpoint with NEFFs", "traced": "neuron_config.json and model.pt"}
+        yield Finding(
+            rule,
+            "failed",
+            look.folder,
+            words[record.kind],
+            words[look.image.layout],
+            FIXES.format(release=look.image.release),
+        )
+        return
+    missing = list(_missing(record, look.tree))
+    for path, why in missing:
+        yield Finding(rule, "failed", f"{look.folder}/{path}", "no such file", why, "copy the artifact again")
+    if record.kind == "split" and look.tree.matching("graphs/*.hlo.pb") != ():
+        yield Finding(
+            rule,
+            "failed",
+            f"{look.folder}/compiled",
+            "NEFFs of other graphs than transformers-neuronx makes",
+            "NEFFs named by the hash of its own graphs; it stops at one it does not find",
+            FIXES.format(release="0.3.0 or later"),
+        )
+        return
+    if missing == []:
+        yield Finding(rule, "ok", look.folder, f"{len(files)} files, {record.cores} ranks")
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def _missing(record: Record, tree: Tree) -> Iterator[tuple[str, str]]:
+    if "config.json" not in tree.files:
+        yield "config.json", "the model's configuration"
+    if all(name not in tree.files for name in _TOKENIZERS):
+        yield "tokenizer.json", "a tokenizer beside the model"
+    if record.kind == "traced":
+        if "model.pt" not in tree.files:
+            yield "model.pt", "the compiled graphs"
+        for rank in range(min(record.cores or 0, 1024)) if record.weights is None else ():
+            path = f"checkpoint/weights/tp{rank}_sharded_checkpoint.safetensors"
+            if path not in tree.files:
+                yield path, f"the weights of rank {rank} of {record.cores}"
+    else:
+        if tree.matching("compiled/*.neff") == ():
+            yield "compiled/*.neff", "the compiled graphs"
+        if record.weights is None and tree.matching("checkpoint/*") == ():
+            yield "checkpoint", "the weights"
+
+
+def _release(rule: str, look: Served) -> Iterator[Finding]:
+    record, image = look.record, look.image
+    if image is None or record is None:
+        why = "the image is not known" if image is None else "the model does not say what made it"
+        yield Finding(rule, "skipped", look.folder, why, "", _VERSION)
+        return
+    if record.kind != "traced":
+        yield Finding(rule, "ok", f"{look.folder}/{record.path}", "transformers-neuronx: any release", "")
+        return
+    subject = f"{look.folder}/{record.path}: optimum_neuron_version"
+    made = look.release if record.release is None else record.release
+    if record.release is None:
+        found = "missing" if made is None else f"missing; the manifest says {made}"
+        yield Finding(rule, "failed", subject, found, image.release, FIXES.format(release=image.release))
+        return
+    fits = record.release == image.release
+    hint = "" if fits else f"use the image with optimum-neuron {made}, or export again with {image.release}"
+    yield Finding(rule, "ok" if fits else "failed", subject, record.release, image.release, hint)
+
+
+def _compiler(rule: str, look: Served) -> Iterator[Finding]:
+    record, image = look.record, look.image
+    has = look.runtime if look.runtime is not None else None if image is None else image.compiler
+    if has is None or record is None or record.compiler is None:
+        why = "the image is not known" if has is None else "the model does not say which compiled it"
+        yield Finding(rule, "skipped", look.folder, why, "", "--runtime-version V says which neuronx-cc the image has")
+        return
+    subject = f"{look.folder}/{record.path}"
+    fits = same_version(record.compiler, has)
+    if not fits and record.kind == "split" and _numbers(record.compiler) < _numbers(has):
+        yield Finding(rule, "note", subject, record.compiler, f"{has}, or older: it loads", "look at its first answers")
+        return
+    hint = "" if fits else f"export again with neuronx-cc {has}, or choose an image with {record.compiler}"
+    yield Finding(rule, "ok" if fits else "failed", subject, record.compiler, has, hint)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", version.partition("+")[0]))
+
+
+def _compiled(
+    fact: Fact, compiled: Callable[[Record], int | None], what: str
+) -> Callable[[str, Served], Iterator[Finding]]:
+    def check(rule: str, look: Served) -> Iterator[Finding]:
+        said = [(name, look.variables[name]) for name in look.names(fact) if name in look.variables]
+        limit = None if look.record is None else compiled(look.record)
+        if said == []:
+            derived = look.image is not None and look.image.derives(sagemaker=look.sagemaker)
+            found = f"not set: the image takes the model's {what}" if derived else "not set"
+            yield Finding(rule, "ok" if derived else "skipped", look.where, found, "", "" if derived else _VERSION)
+            return
+        if limit is None:
+            yield Finding(rule, "skipped", look.where, f"the model does not say its {what}", "", "see the rule files")
+            return
+        for name, text in said:
+            yield _bounded(rule, f"{look.where}: {name}", text, limit, look, exact=fact == "cores")
+
+    return check
+
+
+def _bounded(rule: str, subject: str, text: str, limit: int, look: Served, *, exact: bool) -> Finding:
+    if re.fullmatch(r"[0-9]{1,18}", text) is None or int(text) == 0:
+        return Finding(rule, "failed", subject, text, "a whole number", f"{limit} was compiled")
+    number, equal = int(text), exact or look.image is None or look.image.equal
+    if number == limit:
+        return Finding(rule, "ok", subject, text, f"{limit}, compiled")
+    if number > limit:
+        return Finding(rule, "failed", subject, text, f"at most {limit}, compiled", f"lower it to {limit}")
+    if equal:
+        return Finding(
+            rule, "failed", subject, text, f"{limit}, compiled: this image takes nothing less", f"set {limit}"
+        )
+    return Finding(rule, "note", subject, text, f"{limit}, compiled: the rest is never used", f"set {limit}")
+
+
+def _input(rule: str, look: Served) -> Iterator[Finding]:
+    if look.image is not None and look.image.vllm:
+        yield Finding(rule, "ok", look.where, "vLLM has no such limit")
+        return
+    if "MAX_INPUT_TOKENS" in look.variables and "MAX_INPUT_LENGTH" in look.variables:
+        found = "MAX_INPUT_TOKENS and MAX_INPUT_LENGTH"
+        yield Finding(rule, "failed", look.where, found, "one of them: the launcher stops at both", "take one out")
+        return
+    longest, total = value(look, "input"), value(look, "sequence")
+    if longest is None:
+        found = "not set: the image takes half of a sequence"
+        yield Finding(rule, "ok", look.where, found)
+        return
+    most = total[1] if total is not None else "" if look.record is None else str(look.record.sequence)
+    if not (longest[1].isdecimal() and most.isdecimal()):
+        status: Literal["failed", "skipped"] = "skipped" if most == "" else "failed"
+        yield Finding(
+            rule, status, f"{look.where}: {longest[0]}", longest[1], "a whole number", "see the rule sequence"
+        )
+        return
+    fits = 0 < int(longest[1]) < int(most)
+    hint = "" if fits else f"at most {int(most) - 1}"
+    yield Finding(
+        rule, "ok" if fits else "failed", f"{look.where}: {longest[0]}", longest[1], f"fewer than {most}", hint
+    )
+
+
+def _prefill(rule: str, look: Served) -> Iterator[Finding]:
+    if look.image is not None and look.image.vllm:
+        yield Finding(rule, "ok", look.where, "vLLM has no such limit")
+        return
+    tokens, longest, batch = (value(look, fact) for fact in ("prefill", "input", "batch"))
+    if tokens is None:
+        yield Finding(rule, "ok", look.where, "not set: the image computes it")
+        return
+    subject = f"{look.where}: {tokens[0]}"
+    if not tokens[1].isdecimal():
+        yield Finding(rule, "failed", subject, tokens[1], "a whole number", "batch size x longest prompt")
+    elif longest is None or batch is None or not longest[1].isdecimal() or not batch[1].isdecimal():
+        yield Finding(rule, "skipped", subject, tokens[1], "", "see the rules batch and input")
+    elif int(tokens[1]) < int(longest[1]):
+        expected = f"at least {longest[1]}, the longest prompt: the router stops"
+        yield Finding(rule, "failed", subject, tokens[1], expected, f"set {int(longest[1]) * int(batch[1])}")
+    else:
+        best = int(longest[1]) * int(batch[1])
+        expected = f"{batch[1]} x {longest[1]} = {best}"
+        fits = int(tokens[1]) == best
+        yield Finding(rule, "ok" if fits else "note", subject, tokens[1], expected, "" if fits else f"set {best}")
+
+
+def _dtype(rule: str, look: Served) -> Iterator[Finding]:
+    said = value(look, "dtype")
+    if said is None:
+        yield Finding(rule, "ok", look.where, "not set: the model's own")
+        return
+    subject = f"{look.where}: {said[0]}"
+    old = look.image is not None and look.image.layout == "split"
+    if said[1] not in _DTYPES or (old and said[1] not in _DTYPES.values()):
+        yield Finding(rule, "failed", subject, said[1], "fp32, fp16 or bf16", "spell it so")
+    elif look.record is None or look.record.dtype is None:
+        yield Finding(rule, "skipped", subject, said[1], "", "the model does not say its element type")
+    else:
+        fits = _DTYPES[said[1]] == look.record.dtype
+        hint = "" if fits else f"{said[0]}={look.record.dtype}"
+        yield Finding(rule, "ok" if fits else "failed", subject, said[1], f"{look.record.dtype}, compiled", hint)
+
+
+_CHECKS: Mapping[str, Callable[[str, Served], Iterator[Finding]]] = {
+    "variables": _variables,
+    "model": _model,
+    "files": _files,
+    "release": _release,
+    "compiler": _compiler,
+    "batch": _compiled("batch", lambda record: record.batch, "batch size"),
+    "sequence": _compiled("sequence", lambda record: record.sequence, "sequence length"),
+    "input": _input,
+    "prefill": _prefill,
+    "cores": _compiled("cores", lambda record: record.cores, "cores"),
+    "dtype": _dtype,
+}

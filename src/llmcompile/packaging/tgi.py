@@ -1,0 +1,362 @@
+"""Text Generation Inference for Neuron, and its successor, optimum-neuron's vLLM: .env, docker-compose.yaml, the model.
+
+An image loads what the same release of optimum-neuron made, so the release of a package is that of optimum-neuron.
+Sources of the variables and of what an image demands: `neuron_env`. The files, and several containers behind nginx,
+follow huggingface/optimum-neuron@213224e6:benchmark/vllm/data-parallel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmcompile.errors import CheckpointError, OptionsError
+from llmcompile.packaging import compose, dotenv, neuron_env
+from llmcompile.packaging.neuron_env import DECODERS, IMAGES, Image, Record
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag
+
+if TYPE_CHECKING:
+    from llmcompile.packaging.artifact import Artifact
+    from llmcompile.packaging.tree import Tree
+
+ENV, COMPOSE, NGINX = ".env", "docker-compose.yaml", "nginx.conf"
+FOLDER, MOUNT = "data", "/data"
+_REFERENCE = re.compile(r"[a-z0-9][a-zA-Z0-9._\-/:@]{0,254}")
+_BALANCER = "nginx:1.28-alpine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TgiOptions:
+    """What may be asked of a package for Text Generation Inference."""
+
+    image: str | None = flag(
+        None, "--image", help="Image to run; default: the one with the release of optimum-neuron that made the model."
+    )
+    max_batch_size: int | None = flag(
+        None, "--max-batch-size", help="Sequences at once; default: those compiled for.", minimum=1
+    )
+    max_total_tokens: int | None = flag(
+        None, "--max-total-tokens", help="Tokens of a sequence; default: those compiled for.", minimum=2
+    )
+    max_input_tokens: int | None = flag(
+        None, "--max-input-tokens", help="Tokens of a prompt; default: half of a sequence's.", minimum=1
+    )
+    served_model_name: str | None = flag(
+        None, "--served-model-name", help="Name in requests, from optimum-neuron 0.4.1 on; default: the model's."
+    )
+    port: int = flag(8080, "--port", help="Port on the host.", minimum=1)
+    replicas: int = flag(1, "--replicas", help="Containers, each with its own devices, behind nginx.", minimum=1)
+
+
+def plan(artifact: Artifact, options: TgiOptions, request: Request) -> Package:
+    """Lay out a package.
+
+    Raises:
+        UnsupportedError: The model is no decoder, or the image would refuse it.
+        OptionsError: A limit contradicts what was compiled.
+    """
+    image = IMAGES[request.version]
+    record = neuron_env.servable(artifact, image, request.runtime_version)
+    if options.port > 65535:
+        raise OptionsError("--port", str(options.port), "at most 65535", "choose another port")
+    if options.image is not None and _REFERENCE.fullmatch(options.image) is None:
+        raise OptionsError("--image", repr(options.image), "a reference like registry/name:tag", "check the name")
+    limits = neuron_env.Limits(
+        batch=options.max_batch_size, sequence=options.max_total_tokens, input=options.max_input_tokens
+    )
+    named = options.served_model_name
+    if named is None and neuron_env.TABLE["name"][image.column] != ():
+        named = served_name(artifact.model)
+    variables = neuron_env.environment(record, image, limits, MOUNT, named)
+    reference = image.docker if options.image is None else options.image
+    texts = {ENV: dotenv.write(variables), COMPOSE: compose.write(_services(image, record, reference, options))}
+    if options.replicas > 1:
+        texts[NGINX] = _nginx(image, options.replicas)
+    return Package(
+        texts=texts,
+        links={f"{FOLDER}/{path}": path for path in artifact.tree.files if path != "llmcompile.json"},
+        runtime=image.compiler if request.runtime_version is None else request.runtime_version,
+        notes=_notes(image, options),
+        next=("cd {output} && docker compose up", _question(image, options.port)),
+    )
+
+
+def served_name(model: str) -> str:
+    """A name for requests: the last part of a hub id or folder."""
+    return re.sub(r"[^A-Za-z0-9._\-]+", "-", model.rstrip("/").rpartition("/")[2]).strip("-") or "model"
+
+
+def _services(image: Image, record: Record, reference: str, options: TgiOptions) -> dict[str, dict[str, Any]]:
+    assert record.cores is not None
+    devices = -(-record.cores // neuron_env.CORES_OF_DEVICE)
+    word = "vllm" if image.vllm else "tgi"
+    made: dict[str, dict[str, Any]] = {}
+    for replica in range(options.replicas):
+        name = word if options.replicas == 1 else f"{word}-{replica + 1}"
+        made[name] = {
+            "image": reference,
+            "env_file": [ENV],
+            **({"ports": [f"{options.port}:{image.port}"]} if options.replicas == 1 else {}),
+            "devices": [f"/dev/neuron{replica * devices + number}" for number in range(devices)],
+            "volumes": [f"./{FOLDER}:{MOUNT}"],
+        }
+    if options.replicas > 1:
+        made["loadbalancer"] = {
+            "image": _BALANCER,
+            "ports": [f"{options.port}:80"],
+            "volumes": [f"./{NGINX}:/etc/nginx/nginx.conf:ro"],
+            "depends_on": [*made],
+        }
+    return made
+
+
+def _nginx(image: Image, replicas: int) -> str:
+    """nginx.conf: the least busy replica; answers are passed on as they come, since they are streamed."""
+    word = "vllm" if image.vllm else "tgi"
+    servers = "".join(f"        server {word}-{number}:{image.port};\n" for number in range(1, replicas + 1))
+    return (
+        "events {}\nhttp {\n    upstream replicas {\n        least_conn;\n"
+        f"{servers}    }}\n    server {{\n        listen 80;\n        location / {{\n"
+        "            proxy_pass http://replicas;\n            proxy_http_version 1.1;\n"
+        "            proxy_buffering off;\n            proxy_read_timeout 600s;\n        }\n    }\n}\n"
+    )
+
+
+def _notes(image: Image, options: TgiOptions) -> tuple[str, ...]:
+    notes = ["no token is written: the model is here, and nothing is fetched"]
+    if not image.vllm:
+        notes.append("the image skips its own checks, since every variable is set; the lint makes them")
+    if options.image is not None:
+        notes.append(f"checked for the image with optimum-neuron {image.release}; {options.image} was not seen")
+    if options.replicas > 1:
+        notes.append(f"{options.replicas} containers with devices of their own, in the order of their numbers")
+    return tuple(notes)
+
+
+def _question(image: Image, port: int) -> str:
+    if image.vllm:
+        return f"curl http://localhost:{port}/v1/models"
+    return f"curl http://localhost:{port}/info"
+
+
+# --- reading side -----------------------------------------------------------------------------------------------------
+
+RULES: Mapping[str, str] = {
+    "dotenv": "Every line of .env is one that docker and docker compose read alike.",
+    "compose": "docker-compose.yaml has a container with an image, .env and the model's folder.",
+    **neuron_env.RULES,
+    "devices": neuron_env.DEVICES,
+    "ports": "A port leads to where the image listens.",
+    "replicas": "nginx knows every container, and no other.",
+}
+
+
+def detect(tree: Tree) -> bool:
+    """Whether there is a .env and a docker-compose.yaml with an image or variables of these."""
+    file = compose.find(tree)
+    if ENV not in tree.files or file is None or "create_model.json" in tree.files:
+        return False
+    try:
+        text, env = tree.text(file), tree.text(ENV)
+    except CheckpointError:
+        return False
+    names = [line.name for line in dotenv.read(env)]
+    return any(neuron_env.known(name) is not None for name in names) or "neuron" in text
+
+
+def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
+    """Every rule's findings."""
+    lines, findings = _lines(tree)
+    yield from findings
+    services, findings = _containers(tree)
+    yield from findings
+    servers = [service for service in services if _serves(service)]
+    variables = dict(dotenv.pairs(lines))
+    for service in servers[:1]:
+        variables |= service.environment
+    files = {ENV: dotenv.pairs(lines), **{f"{COMPOSE}: {made.name}": made.environment for made in services}}
+    yield from neuron_env.secrets(files)
+    folder, mount = _mounted(servers, variables)
+    look = neuron_env.served(
+        ENV,
+        variables,
+        tree,
+        folder=folder,
+        mount=mount,
+        image=_image(tree, serving, servers),
+        runtime=serving.runtime_version,
+    )
+    yield from neuron_env.lint(look)
+    yield from neuron_env.devices(look, servers, COMPOSE)
+    yield from _ports(look, services, servers)
+    yield from _replicas(tree, look, services, servers)
+
+
+def _lines(tree: Tree) -> tuple[tuple[dotenv.Line, ...], list[Finding]]:
+    try:
+        lines = dotenv.read(tree.text(ENV))
+    except CheckpointError as error:
+        return (), [Finding("dotenv", "failed", ENV, error.problems[0].found, "a text file", "write it again")]
+    return lines, list(dotenv.lint(lines, ENV))
+
+
+def _containers(tree: Tree) -> tuple[tuple[compose.Service, ...], list[Finding]]:
+    file = compose.find(tree)
+    if file is None:
+        return (), [Finding("compose", "failed", COMPOSE, "no such file", "", "package the artifact again")]
+    try:
+        services = compose.read(tree.text(file))
+    except (ValueError, CheckpointError) as error:
+        return (), [Finding("compose", "failed", file, str(error), "services", "write it again")]
+    servers = [service for service in services if _serves(service)]
+    findings = []
+    if servers == []:
+        found = ", ".join(service.name for service in services)
+        findings.append(Finding("compose", "failed", file, found, f"a container with env_file {ENV}", "add env_file"))
+    for service in servers:
+        if service.image is None:
+            findings.append(Finding("compose", "failed", f"{file}: {service.name}", "no image", "", "add image"))
+        if not any(volume.count(":") >= 1 for volume in service.volumes):
+            hint = f"add the volume ./{FOLDER}:{MOUNT}"
+            findings.append(Finding("compose", "failed", f"{file}: {service.name}", "no volume", "", hint))
+    names = ", ".join(f"{service.name} ({service.image})" for service in servers)
+    return services, findings or [Finding("compose", "ok", file, names)]
+
+
+def _serves(service: compose.Service) -> bool:
+    return any(file.removeprefix("./") == ENV for file in service.env_files)
+
+
+def _mounted(servers: list[compose.Service], variables: Mapping[str, str]) -> tuple[str, str]:
+    """The folder of the package that the containers see as the model's, and its path there.
+
+    A model may also be a folder below the mounted one.
+    """
+    wanted = next((variables[name] for name in ("MODEL_ID", "SM_ON_MODEL", "HF_MODEL_ID") if name in variables), None)
+    for volume in servers[0].volumes if servers != [] else ():
+        host, _, rest = volume.partition(":")
+        mount = rest.partition(":")[0].rstrip("/")
+        host = host.removeprefix("./").rstrip("/")
+        if wanted is not None and mount != "" and wanted.startswith(f"{mount}/") and wanted.rstrip("/") != mount:
+            below = wanted.rstrip("/").removeprefix(f"{mount}/")
+            return f"{host}/{below}", f"{mount}/{below}"
+        if mount != "":
+            return host, mount
+    return FOLDER, MOUNT
+
+
+def _image(tree: Tree, serving: Serving, servers: list[compose.Service]) -> Image | None:
+    """The image: by the release that was said, by the manifest's, by the reference in docker-compose.yaml."""
+    if serving.version is not None:
+        return IMAGES.get(serving.version)
+    recorded = neuron_env.packaged_version(tree)
+    if recorded is not None and recorded in IMAGES:
+        return IMAGES[recorded]
+    return None if servers == [] or servers[0].image is None else neuron_env.image_of(servers[0].image)
+
+
+def _ports(
+    look: neuron_env.Served, services: tuple[compose.Service, ...], servers: list[compose.Service]
+) -> Iterator[Finding]:
+    if look.image is None or servers == []:
+        yield Finding("ports", "skipped", COMPOSE, "the image is not known", "", "--target-version V says which image")
+        return
+    said = neuron_env.value(look, "port")
+    listens = str(look.image.port) if said is None else said[1]
+    wrong = 0
+    for service in servers:
+        for port in service.ports:
+            inside = port.rpartition(":")[2].partition("/")[0]
+            if inside != listens:
+                wrong += 1
+                hint = f'"{port.partition(":")[0]}:{listens}"'
+                expected = f"{listens}, where the image listens"
+                yield Finding("ports", "failed", f"{COMPOSE}: {service.name}", port, expected, hint)
+    if all(service.ports == () for service in services):
+        wrong += 1
+        found = "no port is published"
+        yield Finding("ports", "failed", COMPOSE, found, "one", f'add ports: ["8080:{listens}"]')
+    if wrong == 0:
+        yield Finding("ports", "ok", COMPOSE, listens, "where the image listens")
+
+
+def _replicas(
+    tree: Tree, look: neuron_env.Served, services: tuple[compose.Service, ...], servers: list[compose.Service]
+) -> Iterator[Finding]:
+    if NGINX not in tree.files:
+        count = len(servers)
+        if count > 1 and all(service.ports == () for service in servers):
+            yield Finding("replicas", "failed", NGINX, "no such file", f"one for {count} containers", "package again")
+        else:
+            yield Finding("replicas", "ok", COMPOSE, f"{count} container{'' if count == 1 else 's'}, no nginx")
+        return
+    said = neuron_env.value(look, "port")
+    port = str(look.image.port) if said is None and look.image is not None else "" if said is None else said[1]
+    try:
+        text = tree.text(NGINX)
+    except CheckpointError as error:
+        yield Finding("replicas", "failed", NGINX, error.problems[0].found, "a text file", "write it again")
+        return
+    upstream = re.findall(r"^[ \t]*server[ \t]+([A-Za-z0-9_.\-]+)(?::(\d+))?[^;{\n]*;", text, re.MULTILINE)
+    expected = {(service.name, port) for service in servers}
+    found = {(name, number or "80") for name, number in upstream}
+    if port == "":
+        found, expected = {(name, "") for name, _ in found}, {(name, "") for name, _ in expected}
+    if found == expected:
+        yield Finding("replicas", "ok", NGINX, f"{len(found)} containers")
+        return
+    listed = ", ".join(sorted(f"{name}:{number}" for name, number in found)) or "no server"
+    wanted = ", ".join(sorted(f"{name}:{number}" for name, number in expected))
+    yield Finding("replicas", "failed", NGINX, listed, wanted, "list each container once")
+
+
+_GPU = (
+    "docker run --gpus all -p 8080:80 -v $PWD:/data ghcr.io/huggingface/text-generation-inference:3.3.7 "
+    "--model-id /data"
+)
+_OTHER = "llmcompile export neuron --model MODEL --via optimum OUTPUT"
+REFUSALS: Mapping[Kind, tuple[str, str]] = {
+    "ft": (
+        "it does not read FasterTransformer's files",
+        "llmcompile package triton, or llmcompile package lmi",
+    ),
+    "trtllm-engine": (
+        "its images for TensorRT-LLM build their engine themselves",
+        "llmcompile package triton, or llmcompile package lmi",
+    ),
+    "trtllm-checkpoint": (
+        "it is not an engine, and these images load none",
+        "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then llmcompile package triton",
+    ),
+    "neuron-sdk-2.16": (
+        "transformers-neuronx looks for NEFFs by the hash of the HLO that it lowers itself, and stops where one is "
+        "missing; these are of other graphs",
+        f"{_OTHER}; or llmcompile package lmi, which compiles it again when it starts",
+    ),
+    "neuron-lmi-split": ("the layout is LMI's", "llmcompile package lmi"),
+    "neuron-lmi-cache": ("the layout is LMI's", "llmcompile package lmi"),
+    "neuron-nxd": ("optimum-neuron does not load the layout nxd", _OTHER),
+    "neuron-lowered": (
+        "it is not compiled",
+        "llmcompile export neuron --from-lowered ARTIFACT COMPILED; for this server: " + _OTHER,
+    ),
+    "hf": ("the images for Neuron would compile it when they start; those for GPUs take the folder as it is", _GPU),
+}
+
+TARGET = Target(
+    name="tgi",
+    title="Text Generation Inference",
+    help="Package a Neuron decoder for Text Generation Inference or optimum-neuron's vLLM: .env, docker-compose.yaml.",
+    options=TgiOptions,
+    releases=tuple(IMAGES),
+    version_flag=None,
+    serves={"neuron-optimum": DECODERS},
+    refusals=REFUSALS,
+    plan=plan,
+    rules=RULES,
+    detect=detect,
+    lint=lint,
+    prefer=neuron_env.prefer,
+)

@@ -1,0 +1,73 @@
+"""`.env` files: what is written is read alike by docker and docker compose, and what is not is named."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmcompile.errors import OptionsError
+from llmcompile.packaging import dotenv
+
+NAMES = st.from_regex(r"[A-Z_][A-Z0-9_]{0,20}", fullmatch=True)
+PLAIN = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'\"\\$#`"), max_size=40)
+
+
+def problems(text: str) -> list[str]:
+    """Every problem of a file."""
+    return [problem for line in dotenv.read(text) for problem in line.problems]
+
+
+@given(st.dictionaries(NAMES, PLAIN))
+def test_what_is_written_is_read(pairs: dict[str, str]) -> None:
+    """Names and values come back, and nothing is wrong with them."""
+    text = dotenv.write(pairs)
+
+    assert dotenv.pairs(dotenv.read(text)) == pairs
+    assert problems(text) == []
+
+
+@given(st.text())
+def test_any_text_can_be_read(text: str) -> None:
+    """A file of nonsense has problems, and raises nothing."""
+    for line in dotenv.read(text):
+        assert line.number >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("export A=1\n", "export"),
+        ('A="1"\n', '" in the value'),
+        ("A='1'\n", "' in the value"),
+        ("A=1\r\n", "a line end of CR LF"),
+        ("A = 1\n", "a name like 'A '"),
+        ("A=1 \n", "a blank at an end"),
+        ("A= 1\n", "a blank at an end"),
+        ("A=1 # one\n", "# in the value"),
+        ("A=$HOME\n", "$ in the value"),
+        ("A=1\\n\n", "\\ in the value"),
+        ("A\n", "no ="),
+        ("1A=1\n", "a name like '1A'"),
+        ("\ufeffA=1\n", r"a name like '\ufeffA'"),
+        ("A=1", "no line end"),
+        ("A=1\nA=2\n", "the name has another value above"),
+        ("A=\x07\n", "a character that is not printable"),
+    ],
+)
+def test_what_docker_and_compose_read_differently_is_named(text: str, problem: str) -> None:
+    """Each of the dialect's rules, broken alone."""
+    assert problem in problems(text)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# a comment\n", "A=\n", "A=a=b\n", "A=1\nA=1\n", "A=s3://b/p/?x&y\n"])
+def test_what_both_read_alike_is_right(text: str) -> None:
+    """Blank lines, comments, empty values, = in a value, and a line that is there twice."""
+    assert problems(text) == []
+
+
+@pytest.mark.parametrize("value", ["a\nb", "'a'", "a b ", "$x", "a\r", "#"])
+def test_a_value_that_cannot_be_written_is_refused(value: str) -> None:
+    """A newline would be a line of its own, a quote would be kept by one reader and dropped by the other."""
+    with pytest.raises(OptionsError, match=r"A in \.env"):
+        dotenv.write({"A": value})
