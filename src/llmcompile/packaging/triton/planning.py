@@ -107,14 +107,13 @@ def _engine(artifact: Artifact, options: TritonOptions, request: Request, mount:
         max_queue_size=options.max_queue_size,
         parameters=_parameters(artifact, options, generation, both=encoder is not None and decoder is not None),
     )
-    models, made = {engine.NAME: main}, []
+    models = {engine.NAME: main}
     if options.ensemble or options.bls:
         if decoder is None:
             found = "an encoder without its decoder, which makes no text"
             raise OptionsError(
                 "--ensemble" if options.ensemble else "--bls", found, "an engine that does", "leave it out"
             )
-        made.append(f"{ensemble.ENSEMBLE}/{_VERSION}") if options.ensemble else None
         models |= _around(artifact, options, generation, batch, logits, mount, f"{mount}/{decoder}")
         links |= _tokenizer_files(artifact)
     texts = {f"{name}/config.pbtxt": render(message) for name, message in models.items()}
@@ -124,7 +123,8 @@ def _engine(artifact: Artifact, options: TritonOptions, request: Request, mount:
     return Package(
         texts=texts,
         links=links,
-        folders=tuple(made),
+        # Triton wants a version of the ensemble too, though nothing is in it.
+        folders=(f"{ensemble.ENSEMBLE}/{_VERSION}",) if options.ensemble else (),
         runtime=artifact.compiler,
         notes=tuple(_engine_notes(artifact, options, generation)),
         next=(_start(mount, artifact.tp * artifact.pp * instances),),
