@@ -344,7 +344,7 @@ def _with_system(made: Format, start: str, end: str, probes: _Probes, far: int) 
 
 def _ordinary(system: bool) -> tuple[Conversation, ...]:
     """Conversations as people have them."""
-    texts = ("Name three rivers.", "Rhine,\nElbe, Oder", 'A {brace}, a "quote" and {instruction}?', "ja - déjà 日本")
+    texts = ("Name three rivers.", "Rhine,\nElbe, Volga", 'A {brace}, a "quote" and {instruction}?', "ja - déjà 日本")
     turns = tuple(("user" if place % 2 == 0 else "assistant", texts[place % 4]) for place in range(7))
     plain = tuple(turns[:length] for length in (1, 3, 5, 7))
     if not system:
@@ -359,7 +359,7 @@ def _expected(template: Template, system: bool) -> tuple[_Case, ...]:
         asked.append(((("system", ""), ("user", "a")), "an empty system message"))
         asked.append(((("system", " s\n"), ("user", "a")), "a system message with white space round it"))
         asked.append(
-            ((("system", "s"), ("user", " a\n")), "a system message before a user's text with white space round it")
+            ((("system", "s"), ("user", " a\n")), "a user's text with white space round it after a system message")
         )
     asked.append(((("user", " a\n"),), "a user's text with white space round it"))
     asked.append(((("user", "a"), ("assistant", " b\n"), ("user", "c")), "an answer with white space round it"))

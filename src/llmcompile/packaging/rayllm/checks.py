@@ -25,6 +25,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RANK = re.compile(r"rank(\d+)\.engine")
 _MIRROR = "mirror"
 _MANIFEST = "llmcompile.json"
+_EFFECTS: Mapping[str, str] = MappingProxyType(
+    {
+        "refused": "RayLLM refuses the entry",
+        "ignored": "RayLLM ignores it",
+        "start": "the model does not start",
+        "request": "every chat fails",
+        "guessed": "RayLLM goes by the list the entry is in",
+    }
+)
 _NAME_IT = "add --target-version 0.5.0"
 _NO_MIRROR = "the weights are not in this folder"
 
@@ -206,12 +215,10 @@ def _rule(flaw: Flaw) -> str:
         return "ignored-keys"
     if key.startswith("engine_config.generation.prompt_format."):
         return "prompt-format"
-    if flaw.effect == "start":
-        return "choices"
     mirrors = ("engine_config.s3_mirror_config.bucket_uri.", "engine_config.gcs_mirror_config.bucket_uri.")
     if key in mirrors or (key == "engine_config." and "mirror_config" in flaw.expected):
         return "bucket"
-    return "schema"
+    return "choices" if flaw.effect == "start" else "schema"
 
 
 def _file_name(view: _View) -> Iterator[_Found]:

@@ -19,13 +19,15 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from llmcompile.errors import CheckpointError, Problem, collected
 
 ENTRY_BYTES = 1 << 20
 """The longest entry that is parsed."""
-Effect = Literal["refused", "ignored", "start"]
-"""What RayLLM does about a flaw: refuses the entry, goes on as if the key were not there, or fails when it starts."""
+Effect = Literal["refused", "ignored", "start", "request", "guessed"]
+"""What RayLLM does about a flaw: it refuses the entry, goes on as if the key were not there, fails when the model
+starts, fails at every chat, or supplies what is missing by the list that the entry is in."""
 # PyYAML's constructors of tagged scalars raise these as they are; RecursionError comes from deep nesting.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError)
 _START = frozenset({"scheduler_policy", "logger_level", "placement_strategy"})
@@ -102,10 +104,17 @@ class ExtraFiles(_Strict):
 class S3MirrorConfig(_Strict):
     """A bucket of S3 that is read instead of the hub."""
 
-    bucket_uri: str | None = Field(None, pattern=r"^s3://")
+    bucket_uri: str | None = None
     s3_sync_args: tuple[str, ...] | None = None
     s3_aws_credentials: Credentials | None = None
     extra_files: tuple[ExtraFiles, ...] = ()
+
+    @field_validator("bucket_uri")
+    @classmethod
+    def _of_s3(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("s3://"):
+            raise PydanticCustomError("start", "a URI that begins with s3://")
+        return value
 
 
 class GCSMirrorConfig(_Strict):
@@ -131,21 +140,26 @@ class PromptFormat(_Strict):
     @classmethod
     def _formats(cls, value: str, info: ValidationInfo) -> str:
         known = {"instruction", "system"} if info.field_name == "user" else {"instruction"}
-        named = placeholders(value)
-        if "instruction" not in named:
+        if "{instruction}" not in value:
             raise ValueError("holds no {instruction}")
+        try:
+            named = placeholders(value)
+        except ValueError as error:
+            raise PydanticCustomError("request", str(error)) from error
+        if "instruction" not in named:
+            raise PydanticCustomError("request", "holds {{instruction}}, where the message's text is not filled in")
         if len(named - known) > 0:
-            raise ValueError(f"holds {{{min(named - known)}}}, which RayLLM fills with nothing; write {{{{ for a brace")
+            found = f"holds {{{min(named - known)}}}, which RayLLM does not fill; write {{{{ and }}}} for braces"
+            raise PydanticCustomError("request", found)
         return value
 
     @model_validator(mode="after")
     def _system_has_one_place(self) -> PromptFormat:
-        if ("system" in placeholders(self.user)) != self.system_in_user:
-            raise ValueError(
-                "system_in_user is true, and user holds no {system}"
-                if self.system_in_user
-                else "user holds {system}, which is filled only where system_in_user is true"
-            )
+        placed = "system" in placeholders(self.user)
+        if self.system_in_user and not placed:
+            raise ValueError("system_in_user is true, and user holds no {system}")
+        if placed and not self.system_in_user:
+            raise PydanticCustomError("request", "user holds {system}, filled only where system_in_user is true")
         return self
 
 
@@ -326,11 +340,19 @@ def _flaw(item: Any) -> Flaw:
     if item["type"] == "extra_forbidden":
         refused = location[:-1] in (["engine_config"], ["engine_config", "generation", "prompt_format"])
         return Flaw(key, "unknown key", "a key that RayLLM reads", "refused" if refused else "ignored")
+    if item["type"] == "union_tag_not_found":
+        return Flaw(f"{key}.type", "missing", f"one of {', '.join(ENGINES)}", "guessed")
     if item["type"] == "missing":
         absent_format = location[-2:] == ["generation", "prompt_format"]
-        return Flaw(key, "missing", "a value", "start" if absent_format else "refused")
+        return Flaw(key, "missing", "a value", "request" if absent_format else "refused")
     expected = str(item["msg"]).removeprefix("Value error, ")
+    return Flaw(key, reprlib.repr(item["input"]), expected, _effect(item, location[-1:]))
+
+
+def _effect(item: Any, last: list[str]) -> Effect:
+    if item["type"] in ("start", "request"):
+        effect: Effect = item["type"]
+        return effect
     # TRTLLMEngine's model_type is looked up when it starts; the others' is an enumeration.
-    late = location[-1:] == ["model_type"] and "TRTLLMEngine" in item["loc"]
-    late = late or (location[-1:] != [] and location[-1] in _START)
-    return Flaw(key, reprlib.repr(item["input"]), expected, "start" if late else "refused")
+    late = last == ["model_type"] and "TRTLLMEngine" in item["loc"]
+    return "start" if late or (last != [] and last[0] in _START) else "refused"
