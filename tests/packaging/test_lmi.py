@@ -559,6 +559,37 @@ def test_llama_with_shared_heads_is_refused() -> None:
         packaged(grouped, "0.24")
 
 
+def test_half_a_t5_is_refused() -> None:
+    """LMI's loader reads the section of the decoder."""
+    of = ft("t5")
+    files = {"2-gpu/config.ini": b"[encoder]\nnum_layers = 2\nweight_data_type = fp16\n[decoder]\n"}
+    half = replace(of, tree=tree({"config.json": b"{}", **TOKENIZER, **files}))
+
+    with pytest.raises(UnsupportedError, match="an encoder alone"):
+        packaged(half, "0.24")
+
+
+def test_a_configuration_that_cannot_be_read_is_the_artifacts_fault() -> None:
+    """It is named."""
+    broken = replace(ft(), tree=tree({"config.json": b"{}", **TOKENIZER, "2-gpu/config.ini": b"x"}))
+
+    with pytest.raises(CheckpointError, match=r"config\.ini"):
+        packaged(broken, "0.24")
+
+
+def test_fp32_files_may_be_computed_with_in_bf16() -> None:
+    """By an entry of one's own; not GPT-NeoX's."""
+    section = {"2-gpu/config.ini": b"[gpt]\nweight_data_type = fp32\n", "2-gpu/a.0.bin": b"", "2-gpu/a.1.bin": b""}
+    files = {"config.json": b'{"model_type": "opt"}', **TOKENIZER, **section}
+    of = replace(ft("opt", dtype="fp32"), tree=tree(files))
+
+    _, made = packaged(of, "0.24", option=("option.dtype=bf16",))
+    wrong = {**made, "config.json": b'{"model_type": "gpt_neox"}'}
+
+    assert failures(made, "0.24") == set()
+    assert failures(wrong, "0.24") == {"dtype"}
+
+
 def test_a_handler_of_ones_own_makes_0_36_serve_engines() -> None:
     """The layout is the flat one; only the shipped handler is at fault."""
     _, files = packaged(engine("1.0.0"), "0.36", option=("option.entryPoint=my_handlers.trtllm",))

@@ -39,6 +39,8 @@ _ARCHIVE = "model.tar.gz"
 _FILE = "serving.properties"
 _NOT_LEFT = ("engine", "option.model_id", "option.s3url")
 """Keys that have flags of their own, or that decide which program reads the file at all."""
+_LEFT = ("option.entryPoint", "option.dtype", "option.model_loading_timeout")
+"""Keys that --option may set otherwise; the lint says what does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +126,9 @@ def plan(artifact: Artifact, options: LmiOptions, request: Request) -> Package:
         texts |= laid.texts
         links = laid.links
     else:
+        there = f" and with --mount-path {options.model_id.rstrip('/')}" if options.model_id.startswith("/") else ""
         notes.append(
-            f"{options.model_id} must hold what this package would hold without --model-id, but for {_FILE}: make it"
-            f" so, and upload it"
+            f"{options.model_id} must hold the other files of a package that is made without --model-id{there}"
         )
     return Package(
         texts=texts,
@@ -195,7 +197,7 @@ def _added(entries: dict[str, str], given: Sequence[str]) -> dict[str, str]:
         near = meant(key)
         if sign == "" or key == "":
             problems.append(Problem(subject, "no equals sign", "KEY=VALUE", "write --option KEY=VALUE"))
-        elif key in _NOT_LEFT or (key in entries and entries[key] != value and key != "option.entryPoint"):
+        elif key in _NOT_LEFT or (key not in _LEFT and entries.get(key, value) != value):
             held = entries.get(key)
             expected = "a key that is not decided already" if held is None else f"{held}, from the artifact"
             problems.append(Problem(subject, f"{key} is decided already", expected, f"leave --option {key} out"))
@@ -303,8 +305,7 @@ def _ft(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:
             "build it again with --dtype fp32, and package it with --option option.dtype=bf16 to compute in bf16",
         )
     source = f"{artifact.tp}-gpu"
-    if artifact.model_type == "llama":
-        _refuse_grouped(artifact, source)
+    _refuse_by_config_ini(artifact, f"{source}/config.ini")
     through_triton = artifact.model_type in FT_THROUGH_TRITON
     links = _model_files(artifact, "config.json", "tokenizer_config.json")
     links |= {path: path for path in artifact.tree.matching(f"{source}/*")}
@@ -326,21 +327,21 @@ def _ft(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:
     )
 
 
-def _refuse_grouped(artifact: Artifact, folder: str) -> None:
+def _refuse_by_config_ini(artifact: Artifact, path: str) -> None:
+    """Stop what LMI's loader would read wrongly, or not find."""
     config = configparser.ConfigParser(interpolation=None)
-    path = f"{folder}/config.ini"
     try:
         config.read_string(artifact.tree.text(path))
     except configparser.Error as error:
         hint = "build the artifact again"
         raise CheckpointError(f"{artifact.path}/{path}", f"cannot be read: {error}", "an INI file", hint) from error
+    subject, itself = f"{artifact.path}/{path}", "llmcompile package lmi MODEL OUTPUT, of the Hugging Face model itself"
     if config.has_option("llama", "kv_head_num"):
-        raise UnsupportedError(
-            f"{artifact.path}/{path}",
-            f"kv_head_num = {config.get('llama', 'kv_head_num')}",
-            "as many KV heads as heads: the FasterTransformer in LMI's image does not read the key",
-            "llmcompile package lmi MODEL OUTPUT, of the Hugging Face checkpoint itself",
-        )
+        found = f"kv_head_num = {config.get('llama', 'kv_head_num')}"
+        expected = "as many KV heads as heads: the FasterTransformer in LMI's image does not read the key"
+        raise UnsupportedError(subject, found, expected, itself)
+    if artifact.model_type == "t5" and not config.has_option("decoder", "num_layers"):
+        raise UnsupportedError(subject, "an encoder alone", "encoder and decoder, both of which LMI loads", itself)
 
 
 def _engine(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:

@@ -263,6 +263,16 @@ def dtype(seen: Seen) -> Iterator[Finding]:
         right = _SPELLED.get(said.lower(), "fp16")
         yield failed(subject, said[:SHOWN], f"one of {', '.join(allowed)}", f"write option.dtype={right}")
         return
+    if (
+        seen.layout == "ft"
+        and seen.json("config.json").get("model_type") == "gpt_neox"
+        and said not in ("fp32", "fp16")
+    ):
+        # rohithkrn/FasterTransformer@8622699:python/fastertransformer/gptneoxmodel.py (initialize).
+        yield failed(
+            subject, f"{said}, of GPT-NeoX", "fp32 or fp16, which is all it runs in", "write option.dtype=fp32"
+        )
+        return
     stored = _ft_config(seen).get("weight_data_type") if seen.layout == "ft" else None
     own = seen.compiled.get("auto_cast_type") if seen.layout == "neuron" else None
     if stored is not None and FT_WEIGHTS[said] != stored:
