@@ -141,6 +141,10 @@ def read(tree: Tree, serving: Serving) -> Repository:
     broken: dict[str, LlmCompileError] = {}
     for folder in tree.parts():
         path = f"{folder}/{CONFIG}"
+        if path not in tree.files:
+            hint = "write it, or move the folder out of the repository: Triton takes every folder for a model"
+            broken[folder] = CheckpointError(path, "no such file", "the model's configuration", hint)
+            continue
         try:
             models[folder] = parse(tree.text(path), path)
         except LlmCompileError as error:
