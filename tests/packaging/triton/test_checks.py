@@ -75,7 +75,9 @@ MORE: dict[str, tuple[str, str, Callable[[r.Files], None]]] = {
     "a policy that there is not": ("parameters", "policy", r.edit(ENGINE, '"max_utilization"', '"MAX_UTILIZATION"')),
     "a fraction above one": ("parameters", "policy", r.edit(ENGINE, '"0.8"', '"80"')),
     "no share for the encoder": ("parameters", "two", r.edit(ENGINE, "cross_kv_cache_fraction", "cross_fraction")),
-    "instances without GPUs": ("gpus", "gpus", r.edit(ENGINE, '"gpu_device_ids"', '"gpus"')),
+    "instances without GPUs": ("gpus", "llmapi-gpus", r.edit(ENGINE, '"gpu_device_ids"', '"gpus"')),
+    "too few GPUs": ("gpus", "gpus", r.edit(ENGINE, "0,1;2,3", "0,1;2")),
+    "GPUs that are words": ("gpus", "gpus", r.edit(ENGINE, "0,1;2,3", "0,1;a,b")),
     "a step that is not there": (
         "ensemble",
         "ensemble",
@@ -138,6 +140,7 @@ def packed(model_py: str) -> Callable[[str], tuple[r.Files, tuple[str, ...], str
             "ft": r.ft(),
             "bert": r.ft("bert"),
             "llmapi": r.hf(),
+            "llmapi-gpus": r.hf(),
         }
         options = {
             "ensemble": {"ensemble": True, "model_py": model_py},
@@ -145,6 +148,7 @@ def packed(model_py: str) -> Callable[[str], tuple[r.Files, tuple[str, ...], str
             "gpus": {"gpu_ids": "0,1;2,3"},
             "policy": {"batch_scheduler_policy": "max_utilization", "kv_cache_free_gpu_mem_fraction": 0.8},
             "llmapi": {"model_py": model_py, "tensor_parallel": 2},
+            "llmapi-gpus": {"model_py": model_py, "gpu_ids": "0;1"},
         }
         artifact = artifacts.get(sort, r.engine())
         files, folders = r.files_of(r.plan(artifact, **options.get(sort, {})), artifact)
@@ -159,7 +163,7 @@ def test_every_rule_has_a_breaker() -> None:
 
 
 @pytest.mark.parametrize(
-    "sort", ["engine", "newest", "unpaged", "two", "ensemble", "bls", "gpus", "policy", "ft", "llmapi"]
+    "sort", ["llmapi-gpus", "engine", "newest", "unpaged", "two", "ensemble", "bls", "gpus", "policy", "ft", "llmapi"]
 )
 def test_what_is_sound(sort: str, packed: Callable[[str], tuple[r.Files, tuple[str, ...], str]]) -> None:
     """Nothing fails in a repository of ours, and every rule says something."""

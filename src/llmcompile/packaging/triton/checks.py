@@ -301,24 +301,26 @@ def _engines(repository: Repository) -> Iterator[Engine]:
 def _batch(repository: Repository) -> Iterator[Said]:
     for name, message in repository.models.items():
         subject, batch = _subject(name, "max_batch_size"), message.get("max_batch_size", 0)
-        engines = repository.engines(message) if message.get("backend", "") == "tensorrtllm" else []
-        built = min(
-            (limit for limit in (count(engine.built.get("max_batch_size")) for engine in engines) if limit), default=0
-        )
-        preferred = [
-            size for size in message.get("dynamic_batching", {}).get("preferred_batch_size", []) if size > batch
-        ]
+        built = _built_batch(repository, message)
+        preferred = max(message.get("dynamic_batching", {}).get("preferred_batch_size", []), default=0)
         if message.get("backend", "") in _OWN_GPUS and batch < 1:
             yield _failed(subject, str(batch), "at least 1: the tensors have a dimension for the batch", "raise it")
-        elif built and batch > built:
+        elif built is not None and batch > built:
             yield _failed(subject, str(batch), f"at most {built}, for which the engine was built", f"write {built}")
-        elif preferred != []:
-            found = f"preferred_batch_size {preferred[0]} of max_batch_size {batch}"
+        elif preferred > batch:
+            found = f"preferred_batch_size {preferred} of max_batch_size {batch}"
             yield _failed(_subject(name, "dynamic_batching"), found, f"at most {batch}", f"write {batch}")
-        elif engines != []:
-            yield _ok(subject, f"{batch} of {built or 'no known limit'}")
+        elif built is not None:
+            yield _ok(subject, f"{batch} of {built}")
     for name, message in repository.ensembles():
         yield from _ensemble_batch(repository, name, message)
+
+
+def _built_batch(repository: Repository, message: Message) -> int | None:
+    """The least of what a model's engines were built for."""
+    engines = repository.engines(message) if message.get("backend", "") == "tensorrtllm" else []
+    limits = [count(engine.built.get("max_batch_size")) for engine in engines]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _ensemble_batch(repository: Repository, name: str, message: Message) -> Iterator[Said]:
@@ -362,33 +364,28 @@ def _number(text: str | None) -> float | None:
 
 
 def _logits(repository: Repository) -> Iterator[Said]:
-    engines = list(_engines(repository))
-    stored = {str(mapping(engine.config, "pretrained_config").get("logits_dtype", "float32")) for engine in engines[:1]}
-    for name, message in repository.models.items():
-        answers = message.get("backend", "") == "tensorrtllm" or _calls_engine(message)
-        declared = {key: item for key, item in tensors(message, "output").items() if key in _LOGITS and answers}
-        if declared == {} or stored == set():
-            continue
-        generation = repository.generation or generation_of(str(engines[0].version))
+    for engine in list(_engines(repository))[:1]:
+        stored = str(mapping(engine.config, "pretrained_config").get("logits_dtype", "float32"))
+        generation = repository.generation or generation_of(str(engine.version))
         if generation is None:
-            yield _untold(_subject(name))
+            yield _untold(engine.folder)
             continue
         typed = newer(generation, "0.17")
-        expected = _LOGITS_TYPES.get(next(iter(stored)), "TYPE_FP32") if typed else "TYPE_FP32"
+        expected = _LOGITS_TYPES.get(stored, "TYPE_FP32") if typed else "TYPE_FP32"
         why = f"{expected}, the engine's" if typed else f"{expected}, all that is returned before 0.17"
-        for key, item in declared.items():
-            kind = item.get("data_type", "TYPE_INVALID")
-            said = _ok if kind == expected else None
-            yield (
-                said(_subject(name, key), kind)
-                if said
-                else _failed(_subject(name, key), kind, why, f"write {expected}")
-            )
-        build = engines[0].built
-        gathered = build.get("gather_context_logits") is True or build.get("gather_generation_logits") is True
-        if gathered and not typed and stored != {"float32"}:
-            found = f"logits of {next(iter(stored))}, read as float32 before 0.17"
-            yield _failed(engines[0].folder, found, "float32", "build the engine with --logits-dtype float32")
+        for name, message in repository.models.items():
+            answers = message.get("backend", "") == "tensorrtllm" or _calls_engine(message)
+            declared = [item for key, item in tensors(message, "output").items() if key in _LOGITS and answers]
+            for item in declared:
+                subject, kind = _subject(name, item["name"]), _typed(item)
+                same = kind == expected
+                yield _ok(subject, kind) if same else _failed(subject, kind, why, f"write {expected}")
+        gathered = [
+            key for key in ("gather_context_logits", "gather_generation_logits") if engine.built.get(key) is True
+        ]
+        if gathered != [] and not typed and stored != "float32":
+            found = f"{gathered[0]}, and logits of {stored}, which are read as float32 before 0.17"
+            yield _failed(engine.folder, found, "float32", "build the engine with --logits-dtype float32")
 
 
 def _calls_engine(message: Message) -> bool:
@@ -515,22 +512,25 @@ def _is_decoupled(message: Message) -> bool:
 def _gpus(repository: Repository) -> Iterator[Said]:
     for name, message in repository.models.items():
         text = parameter(message, "gpu_device_ids")
-        groups = [[number.strip() for number in group.split(",")] for group in (text or "").split(";")]
-        count_asked = sum(group.get("count", 1) for group in message.get("instance_group", []))
-        ranks = _ranks(repository, name, message)
+        instances = sum(group.get("count", 1) for group in message.get("instance_group", []))
         subject = _subject(name, "gpu_device_ids")
-        if text in (None, ""):
-            if count_asked > 1 and (message.get("backend", "") == "tensorrtllm" or _has_yaml(repository, name)):
-                yield _failed(subject, f"not given, and {count_asked} instances", "GPUs of each", 'like "0,1;2,3"')
-            continue
-        every = [number for group in groups for number in group]
-        numbers = all(number.isascii() and number.isdigit() for number in every)
-        fits = ranks is None or all(len(group) == ranks for group in groups)
-        if numbers and fits and len(groups) == count_asked and len(set(every)) == len(every):
-            yield _ok(subject, f"{len(groups)} instances of {len(groups[0])} GPUs")
-        else:
-            expected = f"{count_asked} groups of {'tp x pp' if ranks is None else ranks} GPUs, each GPU once"
-            yield _failed(subject, str(text)[:200], expected, "commas in an instance, semicolons between")
+        if text is not None and text != "":
+            yield _gpu_groups(subject, text, instances, _ranks(repository, name, message))
+        elif instances > 1 and _has_yaml(repository, name):
+            yield _failed(subject, f"not given, and {instances} instances", "GPUs of each", 'like "0,1;2,3"')
+        elif instances > 1 and message.get("backend", "") == "tensorrtllm":
+            yield _note(subject, f"not given, and {instances} instances, all on the first GPUs", 'like "0,1;2,3"')
+
+
+def _gpu_groups(subject: str, text: str, instances: int, ranks: int | None) -> Said:
+    groups = [[number.strip() for number in group.split(",")] for group in text.split(";")]
+    every = [number for group in groups for number in group]
+    numbers = all(number.isascii() and number.isdigit() for number in every)
+    fits = ranks is None or all(len(group) == ranks for group in groups)
+    if numbers and fits and len(groups) == instances and len(set(every)) == len(every):
+        return _ok(subject, f"{len(groups)} instances of {len(groups[0])} GPUs")
+    expected = f"{instances} groups of {'tp x pp' if ranks is None else ranks} GPUs, each GPU once"
+    return _failed(subject, text[:200], expected, "commas in an instance, semicolons between")
 
 
 def _ranks(repository: Repository, name: str, message: Message) -> int | None:
