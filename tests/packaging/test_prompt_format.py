@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcompile.errors import CheckpointError, UnsupportedError
+from llmcompile.errors import CheckpointError, ToolchainError, UnsupportedError
 from llmcompile.packaging.prompt_format import (
     Conversation,
     Derived,
@@ -561,3 +562,13 @@ def test_any_template(text: str) -> None:
         made = error.problems[0].hint
 
     assert made != ""
+
+
+def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without jinja2 the error says what to install."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+
+    with pytest.raises(ToolchainError, match="jinja2") as raised:
+        derive(Template("{# compiled by nobody yet #}" + CHATML.text, {}, False))
+
+    assert raised.value.problems[0].hint == "pip install jinja2"

@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -516,7 +517,30 @@ def _begins_with(processor: object, bos: str) -> bool:
 
 
 def _run(template: Template, conversation: Conversation, generation: bool, today: str) -> str:
-    """Render as transformers does: the same environment, filters and functions, sandboxed."""
+    """Render as transformers does."""
+    messages = [{"role": role, "content": text} for role, text in conversation]
+    # A template is somebody's program: it may raise anything.
+    try:
+        compiled = _compiled(template.text)
+        with _bounded():
+            rendered: str = compiled.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation,
+                strftime_now=lambda pattern: f"{today} {pattern}",
+                **template.tokens,
+            )
+    except ToolchainError:
+        raise
+    except Exception as error:
+        raise TemplateFailure(" ".join(str(error).split()) or type(error).__name__) from error
+    return rendered
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> Any:
+    """A template in transformers' environment: the same filters, functions and tags, sandboxed."""
     try:
         import jinja2
         from jinja2 import nodes
@@ -545,17 +569,7 @@ def _run(template: Template, conversation: Conversation, generation: bool, today
     )
     environment.filters["tojson"] = lambda value, **arguments: json.dumps(value, ensure_ascii=False, **arguments)
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: f"{today} {pattern}"
-    messages = [{"role": role, "content": text} for role, text in conversation]
-    with _bounded():
-        try:
-            compiled = environment.from_string(template.text)
-            return compiled.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=generation, **template.tokens
-            )
-        # A template is somebody's program: it may raise anything.
-        except Exception as error:
-            raise TemplateFailure(" ".join(str(error).split()) or type(error).__name__) from error
+    return environment.from_string(text)
 
 
 class _bounded:

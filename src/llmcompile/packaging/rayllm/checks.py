@@ -195,11 +195,9 @@ def _flawed(rule: str) -> Callable[[_View], Iterator[_Found]]:
         for entry in view.entries:
             own = [flaw for flaw in entry.flaws if _rule(flaw) == rule]
             for flaw in own:
-                effect = {"refused": "RayLLM refuses it", "ignored": "RayLLM ignores it", "start": "it ends the engine"}
-                found = f"{flaw.found}; {effect[flaw.effect]}"
-                yield _Found(
-                    "failed", f"{entry.path}: {flaw.key or 'entry'}", found, flaw.expected, "correct the entry"
-                )
+                status: Status = "note" if flaw.effect == "guessed" else "failed"
+                found = f"{flaw.found}; {_EFFECTS[flaw.effect]}"
+                yield _Found(status, f"{entry.path}: {flaw.key or 'entry'}", found, flaw.expected, "correct the entry")
             if len(own) == 0:
                 yield _Found(
                     "ok", entry.path, "nothing of the kind" if rule == "ignored-keys" else "as RayLLM needs it"
