@@ -340,6 +340,16 @@ def test_another_release_is_refused_with_the_one_to_ask_for(optimum: Artifact) -
     assert caught.value.problems[0].hint == "add --target-version optimum-0.4.5"
 
 
+def test_lmis_refusal_names_the_release_as_this_target_does(run: Run, folder: Path) -> None:
+    """--lmi-version is no flag of `package sagemaker`."""
+    artifact = open_artifact(serving_artifacts.make("ft", folder / "ft", run))
+
+    with pytest.raises(UnsupportedError) as caught:
+        plan(artifact, "lmi-0.22")
+
+    assert caught.value.problems[0].hint == "add --target-version lmi-0.24"
+
+
 def test_lmi_takes_no_limits_of_other_images(split: Artifact) -> None:
     """Its own are in serving.properties."""
     with pytest.raises(OptionsError, match="--max-total-tokens"):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmcompile.errors import OptionsError, Problem, UnsupportedError, collected
+from llmcompile.errors import LlmCompileError, OptionsError, Problem, UnsupportedError, collected
 from llmcompile.packaging import compose, dotenv, neuron_env
 from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.lmi import LmiOptions
@@ -202,8 +202,8 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
     image = IMAGES[request.version.removeprefix(OPTIMUM)]
     try:
         record = neuron_env.servable(artifact, image, request.runtime_version)
-    except UnsupportedError as error:
-        raise collected(UnsupportedError, [_prefixed(problem) for problem in error.problems]) from error
+    except LlmCompileError as error:
+        raise _in_our_words(error, "--target-version ", OPTIMUM) from error
     limits = Limits(batch=options.max_batch_size, sequence=options.max_total_tokens, input=options.max_input_tokens)
     environment = neuron_env.environment(record, image, limits, MOUNT, None, sagemaker=True)
     links = {path: path for path in artifact.tree.files if path != "llmcompile.json"}
@@ -222,10 +222,20 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
     )
 
 
-def _prefixed(problem: Problem) -> Problem:
-    """A problem whose hint names a release as this target does."""
-    hint = problem.hint.replace("--target-version ", f"--target-version {OPTIMUM}")
-    return Problem(problem.subject, problem.found, problem.expected, hint)
+def _in_our_words(error: LlmCompileError, flag: str, prefix: str) -> LlmCompileError:
+    """The error of another target, whose hint names a release by its own flag."""
+    return collected(
+        type(error),
+        [
+            Problem(
+                problem.subject,
+                problem.found,
+                problem.expected,
+                problem.hint.replace(flag, f"--target-version {prefix}"),
+            )
+            for problem in error.problems
+        ],
+    )
 
 
 def _lmi(artifact: Artifact, options: SageMakerOptions, request: Request) -> _Served:
@@ -237,9 +247,11 @@ def _lmi(artifact: Artifact, options: SageMakerOptions, request: Request) -> _Se
         if value is not None:
             raise OptionsError(name, "LMI takes what was built", "", f"leave {name} out")
     release = request.version.removeprefix(DJL)
-    inner = LMI.plan(
-        artifact, LmiOptions(max_batch_size=options.max_batch_size), Request(release, request.runtime_version)
-    )
+    asked = Request(release, request.runtime_version)
+    try:
+        inner = LMI.plan(artifact, LmiOptions(max_batch_size=options.max_batch_size), asked)
+    except LlmCompileError as error:
+        raise _in_our_words(error, "--lmi-version ", DJL) from error
     tag = LMI_TAGS[_FAMILIES[artifact.kind]].get(release)
     if artifact.kind.startswith("neuron"):
         assert artifact.manifest is not None
