@@ -16,6 +16,7 @@ from llmcompile.errors import CheckpointError, LlmCompileError, OptionsError, Un
 from llmcompile.packaging.artifact import Artifact
 from llmcompile.packaging.lmi import TARGET, LmiOptions
 from llmcompile.packaging.lmi.keys import KEYS, key_of, meant
+from llmcompile.packaging.lmi.releases import RELEASES
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
 from llmcompile.packaging.tree import Tree, planned
 
@@ -868,6 +869,40 @@ def test_whatever_is_in_a_folder_every_rule_answers(files: dict[str, bytes], ver
     said = findings(files, version)
 
     assert {finding.rule for finding in said} == TARGET.rules.keys()
+
+
+# What is written about it
+
+
+def test_the_page_has_the_versions_of_the_table() -> None:
+    """docs/formats/lmi.md says of each release what `releases.py` says."""
+    page = Path(__file__).parents[2].joinpath("docs", "formats", "lmi.md").read_text()
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in page.splitlines() if line.startswith("| 0.")]
+    versions = {row[0]: row for row in rows}
+    row = versions.pop("0.23, 0.22")
+    versions |= {"0.23": row, "0.22": row}
+
+    assert versions.keys() == RELEASES.keys()
+    for name, release in RELEASES.items():
+        _, layout, engines, neuron, vllm, files = versions[name]
+        assert layout == {"flat": "flat", "repository": "in a folder", None: ""}[release.engine_layout]
+        assert engines.startswith(_shown(release.tensorrt_llm, release.engine_image))
+        assert neuron == _shown(release.neuronx_cc, release.neuron_image)
+        assert (vllm == "") == (release.vllm is None)
+        assert (files == "yes") == ("FasterTransformer" in release.engines)
+        assert release.commit in page
+
+
+def _shown(version: str | None, image: str | None) -> str:
+    return "" if version is None else version if image is not None else f"*{version}*"
+
+
+def test_the_page_names_every_rule() -> None:
+    """In its table."""
+    page = Path(__file__).parents[2].joinpath("docs", "formats", "lmi.md").read_text()
+    named = page[page.index("## The lint") : page.index("## Not verified")]
+
+    assert [rule for rule in TARGET.rules if rule not in named] == []
 
 
 # Keys

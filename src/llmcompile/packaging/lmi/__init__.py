@@ -229,7 +229,7 @@ def _refuse_broken(version: str, entries: Mapping[str, str], artifact: Artifact)
 def _next(options: LmiOptions) -> tuple[str, ...]:
     if options.tar:
         return (f"llmcompile lint {{output}}/{_ARCHIVE}", f"aws s3 cp {{output}}/{_ARCHIVE} s3://BUCKET/PREFIX/")
-    return ("llmcompile lint {output}", "aws s3 sync {output}/ s3://BUCKET/PREFIX/")
+    return ("aws s3 sync {output}/ s3://BUCKET/PREFIX/",)
 
 
 def _common(engine: str, handler: str, degree: int | str) -> dict[str, str]:

@@ -48,7 +48,8 @@ RULES: Mapping[str, str] = MappingProxyType({name: demand for name, (demand, _) 
 
 def detect(tree: Tree) -> bool:
     """Whether there is a serving.properties, at the root or in a folder above which nothing is."""
-    return any(path == FILE or path.endswith(f"/{FILE}") for path in tree.files)
+    tops = {path.split("/")[0] for path in tree.files}
+    return FILE in tree.files or (len(tops) == 1 and any(path.endswith(f"/{FILE}") for path in tree.files))
 
 
 def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
