@@ -34,32 +34,35 @@ KINDS: tuple[str, ...] = (
 )
 
 
-def make(kind: str, folder: Path, run: Run) -> Path:
+def make(kind: str, folder: Path, run: Run, *added: object) -> Path:
     """An artifact of a kind in a new folder: tp 2 wherever a degree can be asked for.
 
     Args:
         kind: One of `KINDS`.
         folder: To work in; the artifact is in it.
         run: The command line, as the fixture of that name.
+        added: Further words of the command.
     """
     model = source(folder / "org--tiny-llama")
     if kind == "hf":
         return model
     output = folder / kind
     words, environment = _COMMANDS[kind](folder)
-    result = run(*words, "--model", model, "--no-validate", "--quiet", output, env=environment)
+    result = run(*words, "--model", model, "--no-validate", "--quiet", *added, output, env=environment)
     assert result.code == 0, result.err
     return output
 
 
 def source(folder: Path) -> Path:
-    """A tiny LLaMA with a tokenizer that has a chat template, of Llama-2's form."""
-    model = models.save("llama", folder)
+    """A tiny LLaMA of a head size that every server has kernels for, and a tokenizer with a chat template."""
+    model = models.save("llama", folder, config={"hidden_size": 256})
     models.add_tokenizer(model)
     config = json.loads((model / "tokenizer_config.json").read_text())
     template = (
-        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-        "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+        "{% elif message['role'] == 'system' %}{{ '<<SYS>>' + message['content'] + '<</SYS>>' }}"
+        "{% else %}{{ ' ' + message['content'] + ' </s>' }}{% endif %}"
         "{% endfor %}"
     )
     config |= {"chat_template": template, "bos_token": "<s>", "eos_token": "</s>"}
@@ -124,3 +127,40 @@ _COMMANDS: Mapping[str, Callable[[Path], _Made]] = {
     "neuron-optimum": _optimum,
     **{f"neuron-{layout}": _neuron(layout) for layout in ("sdk-2.16", "lmi-split", "lmi-cache", "nxd")},
 }
+
+
+def flags(target: str, kind: str, folder: Path) -> tuple[object, ...]:
+    """What a target must be told besides the artifact, because no artifact knows it; `folder` is to work in."""
+    if (target, kind) == ("triton", "hf"):
+        return ("--model-py", model_py(folder / "triton"))
+    return _FLAGS.get((target, kind), _FLAGS.get((target, ""), ()))
+
+
+def model_py(folder: Path) -> Path:
+    """A clone with the Python models of Triton's backends, by their names alone."""
+    for path in (
+        "llmapi/tensorrt_llm/1/model.py",
+        "llmapi/tensorrt_llm/1/helpers.py",
+        "inflight_batcher_llm/preprocessing/1/model.py",
+        "inflight_batcher_llm/postprocessing/1/model.py",
+        "inflight_batcher_llm/tensorrt_llm_bls/1/model.py",
+        "inflight_batcher_llm/tensorrt_llm_bls/1/lib/decode.py",
+        "inflight_batcher_llm/tensorrt_llm_bls/1/lib/triton_decoder.py",
+    ):
+        file = folder / "all_models" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# {path}\n")
+    return folder
+
+
+_ENGINE = ("--runtime-version", "1.2.1")
+_RAYLLM = ("--model-id", "org/tiny-llama", "--bucket-uri", "s3://bucket/tiny-llama/")
+_SAGEMAKER = ("--role-arn", "arn:aws:iam::123456789012:role/serving", "--s3-uri", "s3://bucket/tiny-llama/")
+_FLAGS: Mapping[tuple[str, str], tuple[object, ...]] = {
+    ("lmi", "trtllm-engine"): _ENGINE,
+    ("rayllm", ""): _RAYLLM,
+    ("rayllm", "trtllm-engine"): (*_RAYLLM, *_ENGINE),
+    ("sagemaker", ""): _SAGEMAKER,
+    ("sagemaker", "trtllm-engine"): (*_SAGEMAKER, *_ENGINE),
+}
+"""(target, kind) or (target, "") -> flags."""
