@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llmcompile.errors import CheckpointError, LlmCompileError, OptionsError, UnsupportedError
 from llmcompile.packaging.artifact import Artifact
 from llmcompile.packaging.lmi import TARGET, LmiOptions
-from llmcompile.packaging.lmi.keys import KEYS, key_of, meant
+from llmcompile.packaging.lmi.keys import KEYS, is_credential, key_of, meant
 from llmcompile.packaging.lmi.releases import RELEASES
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
 from llmcompile.packaging.tree import Tree, planned
@@ -523,6 +523,14 @@ REFUSED: Mapping[str, tuple[Callable[[], Artifact], str, dict[str, Any], type[Ll
         "decided already",
     ),
     "entry with a flag of its own": (hugging_face, "0.36", {"option": ("option.model_id=x",)}, OptionsError, "decided"),
+    "a token": (hugging_face, "0.36", {"option": ("option.hf_token=abc",)}, OptionsError, "credential"),
+    "a token by its form": (
+        hugging_face,
+        "0.36",
+        {"option": (f"option.env=X=hf_{'a' * 30}",)},
+        OptionsError,
+        "credential",
+    ),
     "entry Java would read otherwise": (
         hugging_face,
         "0.36",
@@ -685,6 +693,7 @@ BROKEN: Mapping[str, tuple[str, Breaker]] = {
     "archive-root": ("hf", _below("model")),
     "properties-dialect": ("hf", _line("option.task : text-generation")),
     "known-keys": ("hf", _line("option.max_roling_batch_size=4")),
+    "credentials": ("hf", _line("option.env=HF_TOKEN=secret")),
     "engine": ("hf", _set("engine", "DeepSpeed")),
     "entry-point": ("hf", _set("option.entryPoint", "djl_python.deepspeed")),
     "handler-mode": ("repository", _set("engine", "Python")),
@@ -915,6 +924,30 @@ def test_keys_and_their_variables_are_told_apart() -> None:
     assert key_of("OPTION_DTYPE") == "option.dtype"
     assert key_of("MAX_BATCH_SIZE") == "option.max_rolling_batch_size"
     assert key_of("HF_TOKEN") is None
+
+
+def test_keys_that_speak_of_tokens_are_no_credentials() -> None:
+    """max_num_tokens is a number, tokenizer a name."""
+    assert [key for key in KEYS if is_credential(key, "16")] == []
+    assert not is_credential("option.env", "NEURON_COMPILE_CACHE_URL=/opt/ml/model/compiled,X=1")
+    assert not is_credential("option.max_batched_tokens", "2048")
+    assert not is_credential("option.eos_token", "</s>")
+    assert is_credential("option.env", "A=1,HF_TOKEN=x")
+    assert is_credential("option.aws_secret_access_key", "x")
+    assert is_credential("option.model_id", "https://user:password@host/model")
+
+
+def test_a_credential_is_not_repeated() -> None:
+    """Neither by the lint nor by the error."""
+    secret = f"hf_{'q' * 30}"
+    files, version = good("hf")
+    with pytest.raises(OptionsError) as caught:
+        packaged(hugging_face(), "0.36", option=(f"option.env=X={secret}",))
+
+    said = [str(finding) for finding in findings(_line(f"option.env=X={secret}")(files), version)]
+
+    assert secret not in "".join(said)
+    assert secret not in str(caught.value)
 
 
 def test_a_known_key_is_never_taken_for_another() -> None:

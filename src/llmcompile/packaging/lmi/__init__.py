@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llmcompile.errors import CheckpointError, OptionsError, Problem, UnsupportedError, collected
 from llmcompile.packaging import properties
 from llmcompile.packaging.lmi import checks
-from llmcompile.packaging.lmi.keys import meant
+from llmcompile.packaging.lmi.keys import is_credential, meant
 from llmcompile.packaging.lmi.releases import (
     BROKEN_HANDLERS,
     FT,
@@ -201,6 +201,9 @@ def _added(entries: dict[str, str], given: Sequence[str]) -> dict[str, str]:
             held = entries.get(key)
             expected = "a key that is not decided already" if held is None else f"{held}, from the artifact"
             problems.append(Problem(subject, f"{key} is decided already", expected, f"leave --option {key} out"))
+        elif is_credential(key, value):
+            hint = "set it in the container's environment, like HF_TOKEN"
+            problems.append(Problem(f"--option {key[:60]}", "what looks like a credential", "none in a file", hint))
         elif near is not None:
             problems.append(Problem(subject, f"LMI has no key {key}", near, f"write --option {near}={value}"))
         elif properties.why_not(key, value) is not None:
@@ -217,7 +220,7 @@ def _added(entries: dict[str, str], given: Sequence[str]) -> dict[str, str]:
 def _refuse_broken(version: str, entries: Mapping[str, str], artifact: Artifact) -> None:
     handler = entries.get("option.entryPoint", "")
     if version in BROKEN_HANDLERS.get(handler, ()):
-        serving = [release for release in _SERVES[artifact.kind] if release not in BROKEN_HANDLERS[TRT_ASYNC]]
+        serving = [release for release in _SERVES[artifact.kind] if RELEASES[release].engine_image is not None]
         hint = (
             f"build the engine with TensorRT-LLM {RELEASES[serving[0]].tensorrt_llm} and add --lmi-version {serving[0]}"
             ", or add --option option.entryPoint=MODULE for a handler of your own image"
@@ -543,7 +546,9 @@ def _cache(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:
     links = _model_files(artifact, "config.json", "tokenizer_config.json")
     links |= {path: path for path in artifact.tree.matching("pytorch_model.bin/*")}
     links |= {path: path for path in artifact.tree.matching("compiled/*")}
-    shipped = request.runtime_version or RELEASES[request.version].neuronx_cc
+    shipped = RELEASES[request.version].neuronx_cc
+    if request.runtime_version is not None:
+        shipped = request.runtime_version
     notes = [f"{_COMPILES}. The cache in compiled/ is looked into first, and added to"]
     if artifact.compiler is not None and without_build(artifact.compiler) != without_build(str(shipped)):
         notes.append(

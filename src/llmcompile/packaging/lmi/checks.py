@@ -21,6 +21,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[Seen], Iterator[Finding]]]] = {
     "archive-root": ("serving.properties is at the root, not in a folder of the archive", model_checks.archive_root),
     "properties-dialect": ("Java and LMI's Python tools read the same entries", properties_checks.dialect),
     "known-keys": ("no key is a misspelled one of LMI's", properties_checks.known_keys),
+    "credentials": ("no entry looks like a token or a password", properties_checks.credentials),
     "engine": ("the release has the engine", properties_checks.engine),
     "entry-point": ("the release has the handler, and it starts there", properties_checks.entry_point),
     "handler-mode": ("the handler runs in the mode it insists on", properties_checks.handler_mode),

@@ -9,6 +9,7 @@ those of FasterTransformer; serving/docs/lmi/deployment_guide/configurations.md 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -66,6 +67,10 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 """Environment variables that stand for a key beside those that begin with OPTION_."""
 _NEAR = 0.93
+_SECRET_NAME = re.compile(
+    r"(?:hf|hub|auth|api|access|session|bearer)_?token(?![a-z])|secret|password|(?:api|access)_?key", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{20,}|A[KS]IA[0-9A-Z]{16}|://[^/@\s]+:[^/@\s]+@")
 
 
 def key_of(variable: str) -> str | None:
@@ -95,3 +100,11 @@ def meant(key: str) -> str | None:
     if near == []:
         return None
     return f"option.{near[0]}" if f"option.{near[0]}" in KEYS else near[0]
+
+
+def is_credential(key: str, value: str) -> bool:
+    """Whether an entry looks like a token, a key or a password, which a file of a package must not hold."""
+    if _SECRET_VALUE.search(value) is not None:
+        return True
+    names = [part.partition("=")[0] for part in value.split(",")] if key == "option.env" else []
+    return (key not in KEYS and _SECRET_NAME.search(key) is not None) or any(map(_SECRET_NAME.search, names))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from llmcompile.errors import CheckpointError
 from llmcompile.packaging import properties
-from llmcompile.packaging.lmi.keys import KEYS, key_of, meant
+from llmcompile.packaging.lmi.keys import KEYS, is_credential, key_of, meant
 from llmcompile.packaging.lmi.releases import (
     BROKEN_HANDLERS,
     MOUNT,
@@ -69,6 +69,16 @@ def known_keys(seen: Seen) -> Iterator[Finding]:
             yield note(f"{FILE}: {key[:SHOWN]}", "no key known here, and not an option of the handler", "remove it")
     if unknown == []:
         yield ok(FILE, f"all of {len(seen.entries)} keys are known")
+
+
+def credentials(seen: Seen) -> Iterator[Finding]:
+    """A package is uploaded and copied; what is found is not repeated."""
+    held = [key for key, value in seen.entries.items() if is_credential(key, value)]
+    for key in held:
+        hint = "remove the line, revoke what was in it, and set it in the container's environment"
+        yield failed(f"{FILE}: {key[:SHOWN]}", "what looks like a credential", "none in a file", hint)
+    if held == []:
+        yield ok(FILE, "nothing that looks like a credential")
 
 
 def engine(seen: Seen) -> Iterator[Finding]:
