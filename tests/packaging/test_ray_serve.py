@@ -259,6 +259,19 @@ def test_every_store_has_its_upload(artifact: Artifact, uri: str, command: str) 
     assert plan(artifact, RayServeOptions(bucket_uri=uri), Request(NEWEST)).next[1] == command
 
 
+def test_what_the_nodes_must_have_is_noted(artifact: Artifact) -> None:
+    """Since 2.53 Ray reads S3 by boto3, which ray[llm] does not bring; before, and for GCS, by pyarrow."""
+    for uri, version, noted in (
+        ("s3://b/x", "2.60", True),
+        ("s3://b/x", "2.52", False),
+        ("gs://b/x", "2.60", False),
+        ("azure://box@account.blob.core.windows.net/x", "2.60", True),
+    ):
+        notes = plan(artifact, RayServeOptions(bucket_uri=uri), Request(version)).notes
+
+        assert any(note.startswith("The nodes need ") for note in notes) is noted
+
+
 def test_equal_folders_have_equal_hashes(tmp_path: Path) -> None:
     """Where no commit is known the hash depends on the files alone: 40 digits, others for another config.json."""
     options, request = RayServeOptions(bucket_uri="s3://bucket/tiny", model_id="a/b"), Request(NEWEST)
@@ -360,6 +373,8 @@ def test_every_releases_package_is_clean(artifact: Artifact, version: str) -> No
         ({"bucket_uri": "https://bucket/tiny"}, "--bucket-uri"),
         ({"bucket_uri": "s3://"}, "--bucket-uri"),
         ({"bucket_uri": "s3://key:secret@bucket/tiny"}, "--bucket-uri"),
+        ({"bucket_uri": "abfss://box/tiny"}, "--bucket-uri"),
+        ({"bucket_uri": "azure://box@account.example.net/tiny"}, "--bucket-uri"),
         ({"bucket_uri": "s3://bucket/tiny", "model_source": "/x"}, "--bucket-uri and --model-source"),
         ({"model_source": "org/tiny"}, "--model-source"),
         ({"model_source": "/models/../etc"}, "--model-source"),
@@ -620,6 +635,8 @@ def test_a_broken_package_fails_its_rule_alone(good: tuple[Package, Artifact], r
         ("engine-args", edit("engine_kwargs.disable_log_stats", True)),
         ("accelerator", edit("placement_group_config", {"bundle_per_worker": {"CPU": 4}})),
         ("model-source", edit("model_loading_config.model_source", "not a path")),
+        ("model-source", edit("model_loading_config.model_source", {"bucket_uri": "abfss://box/tiny"})),
+        ("model-source", edit("model_loading_config.model_source", {"bucket_uri": None})),
         ("placement", edit("placement_group_config", {"strategy": "PACK"})),
         ("parallel", edit("engine_kwargs.pipeline_parallel_size", 4)),
         ("dtype", edit("engine_kwargs.dtype", 16)),

@@ -12,7 +12,15 @@ import yaml
 
 from llmcompile.errors import OptionsError
 from llmcompile.packaging.ray_serve import RayServeOptions
-from llmcompile.packaging.ray_serve.releases import ALIASES, UNLABELLED, accelerators, minor, schemes
+from llmcompile.packaging.ray_serve.releases import (
+    ALIASES,
+    NODES,
+    UNLABELLED,
+    accelerators,
+    azure_form,
+    minor,
+    schemes,
+)
 
 BUILDER = "ray.serve.llm:build_openai_app"
 UNLIMITED = 49
@@ -90,6 +98,9 @@ def checked_bucket(uri: str, release: str) -> str:
     if not uri.startswith(known) or uri.rstrip("/").endswith(":") or re.search(r"\s", uri) is not None:
         hint = "write the bucket and the folder in it, like s3://bucket/models/name"
         raise OptionsError("--bucket-uri", uri, f"a URI of {', '.join(known)} in Ray {release}", hint)
+    form = azure_form(uri)
+    if form is not None:
+        raise OptionsError("--bucket-uri", uri, form, "Ray Serve takes the account from the host's name")
     if "?" in uri or re.match(r"\w+://[^/@]*:[^/@]*@", uri) is not None:
         found = "a query or a password in the URI"
         raise OptionsError("--bucket-uri", found, "bucket and folder alone", "give credentials to the nodes instead")
@@ -155,6 +166,14 @@ def replicas(options: RayServeOptions, fewest: int, most: int, release: str, tar
 def whole(number: float) -> float:
     """A number as a person writes it: 24, not 24.0."""
     return int(number) if float(number).is_integer() else number
+
+
+def bucket_notes(uri: str, release: str) -> tuple[str, ...]:
+    """What must be on the nodes to read a bucket."""
+    for scheme, (since, packages) in NODES.items():
+        if uri.startswith(scheme) and minor(release) >= since:
+            return (f"The nodes need {packages} to read {scheme}: pip install {packages}.",)
+    return ()
 
 
 def request_notes(config: Mapping[str, Any], release: str) -> tuple[str, ...]:

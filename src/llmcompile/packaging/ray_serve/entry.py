@@ -54,6 +54,7 @@ def package(text: str, name: str, options: RayServeOptions, request: Request) ->
     if isinstance(bucket, dict):
         uri = bucket["bucket_uri"]
         notes.append(f"Every file under {uri} is downloaded; a file hash there names the snapshot, as with RayLLM.")
+        notes += configs.bucket_notes(uri, release)
     return Package(
         texts=configs.files(config, release),
         runtime=request.runtime_version or VLLM[release][2:],

@@ -60,6 +60,7 @@ def package(artifact: Artifact, options: RayServeOptions, request: Request) -> P
         runtime=request.runtime_version or VLLM[release][2:],
         notes=(
             *configs.accelerator_notes(accelerator),
+            *(() if bucket is None else configs.bucket_notes(bucket, release)),
             *configs.request_notes(config, release),
             *_notes(artifact, options, source),
         ),

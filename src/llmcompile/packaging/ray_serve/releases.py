@@ -67,6 +67,14 @@ _SCHEMES: tuple[tuple[int, tuple[str, ...]], ...] = (
     (50, ("abfss://", "azure://")),
     (53, ("pyarrow-",)),
 )
+_AZURE: tuple[tuple[str, str], ...] = (
+    ("abfss://", r"abfss://[^/@\s]+@[^/@\s]+\.dfs\.core\.windows\.net(?:/\S*)?"),
+    ("azure://", r"azure://[^/@\s]+@[^/@\s]+\.(?:blob|dfs)\.core\.windows\.net(?:/\S*)?"),
+)
+NODES: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {"s3://": (53, "boto3"), "abfss://": (50, "adlfs azure-identity"), "azure://": (50, "adlfs azure-identity")}
+)
+"""Scheme -> since which release its buckets need packages that ray[llm] does not bring, and which."""
 URI_AS_SOURCE = 57
 """Since 2.57 a bucket's URI as model_source itself is downloaded; before, it was taken for the id of a hub model."""
 
@@ -151,6 +159,15 @@ def accelerators(release: str) -> tuple[str, ...]:
 def schemes(release: str) -> tuple[str, ...]:
     """How a bucket's URI may begin."""
     return tuple(name for since, names in _SCHEMES if since <= minor(release) for name in names)
+
+
+def azure_form(uri: str) -> str | None:
+    """What the URI of an Azure container looks like, where this one does not; None for a good one and other stores."""
+    for scheme, pattern in _AZURE:
+        if uri.startswith(scheme) and re.fullmatch(pattern, uri) is None:
+            kind = "dfs" if scheme == "abfss://" else "blob"
+            return f"{scheme}CONTAINER@ACCOUNT.{kind}.core.windows.net/FOLDER"
+    return None
 
 
 def reads(key: str, release: str) -> bool:

@@ -33,6 +33,7 @@ from llmcompile.packaging.ray_serve.releases import (
     URI_AS_SOURCE,
     VLLM,
     accelerators,
+    azure_form,
     minor,
     release_of,
     satisfies,
@@ -353,12 +354,14 @@ def _replicas(package: _Package) -> Iterator[Finding]:
 
 
 def _range(rule: str, where: str, scaling: Mapping[str, Any], limit: object) -> Iterator[Finding]:
-    least, first, most = (scaling.get(key) for key in ("min_replicas", "initial_replicas", "max_replicas"))
-    least, most = (1 if value is None else value for value in (least, most))
-    values = (least, most) if first is None else (least, first, most)
-    if not all(isinstance(value, int) for value in values):
+    keys = ("min_replicas", "initial_replicas", "max_replicas")
+    given = [scaling[key] for key in keys if scaling.get(key) is not None]
+    if any(_whole(value) is None for value in given):
         yield _skipped(rule, where, "not numbers; see the rule deployment")
         return
+    least, first, most = (_whole(scaling.get(key)) for key in keys)
+    least, most = (1 if value is None else value for value in (least, most))
+    values = (least, most) if first is None else (least, first, most)
     shown = " <= ".join(str(value) for value in values)
     if list(values) != sorted(values):
         names = "min_replicas <= initial_replicas <= max_replicas"
@@ -519,6 +522,8 @@ def _bucket(package: _Package, where: str, config: _Config) -> Iterator[Finding]
     elif not uri.startswith(schemes(release)):
         expected = f"{', '.join(schemes(release))} in Ray {release}"
         yield _failed(rule, where, uri, expected, "Ray Serve refuses the file")
+    elif azure_form(uri) is not None:
+        yield _failed(rule, where, uri, str(azure_form(uri)), "Ray Serve takes the account from the host's name")
     elif isinstance(source, str) and minor(release) < URI_AS_SOURCE:
         hint = f"Ray {release} takes it for the id of a hub model"
         yield _failed(rule, where, uri, f"{{bucket_uri: {uri}}}", hint)
@@ -856,6 +861,15 @@ def _json(tree: Tree, path: str) -> object:
         return json.loads(tree.read(path))
     except (ValueError, RecursionError):
         return None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number as pydantic reads one: 2, 2.0, "2"; None for anything else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"[+-]?\d{1,9}", value.strip(), re.ASCII) is not None else None
+    return value if isinstance(value, int) else None
 
 
 def _is_count(value: object) -> TypeGuard[int]:

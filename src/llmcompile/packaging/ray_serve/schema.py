@@ -106,6 +106,53 @@ class RayActorOptions(_Strict):
     fallback_strategy: list[dict[str, Any]] | None = None
 
 
+class BackpressureConfig(_Strict):
+    """What a client is answered when the queue is full."""
+
+    status_code: Literal[503, 429] = 503
+    retry_after_s: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class RequestRouterConfig(_Strict):
+    """How a replica is chosen for a request."""
+
+    request_router_class: str = ""
+    request_router_kwargs: dict[str, Any] = {}
+    request_routing_stats_period_s: float = Field(10.0, gt=0)
+    request_routing_stats_timeout_s: float = Field(30.0, gt=0)
+    initial_backoff_s: float = Field(0.025, gt=0)
+    backoff_multiplier: float = Field(2.0, gt=0)
+    max_backoff_s: float = Field(0.5, gt=0)
+
+
+class GangSchedulingConfig(_Strict):
+    """Replicas that start and stop together."""
+
+    gang_size: int = Field(ge=1)
+    gang_placement_strategy: Literal["PACK", "SPREAD"] = "PACK"
+    runtime_failure_policy: Literal["RESTART_GANG"] = "RESTART_GANG"
+
+
+class DeploymentActorConfig(_Strict):
+    """An actor that all replicas share."""
+
+    name: str
+    actor_class: str
+    init_args: list[Any] = []
+    init_kwargs: dict[str, Any] = {}
+    actor_options: dict[str, Any] = {}
+
+
+class LoggingConfig(_Strict):
+    """What is logged, and how."""
+
+    encoding: Literal["TEXT", "JSON"] = "TEXT"
+    log_level: str | int = "INFO"
+    logs_dir: str | None = None
+    enable_access_log: bool = True
+    additional_log_standard_attrs: list[str] = []
+
+
 class DeploymentConfig(_Strict):
     """Options of `serve.deployment` that an LLMConfig may set."""
 
@@ -115,18 +162,18 @@ class DeploymentConfig(_Strict):
     user_config: Any = None
     max_ongoing_requests: int = Field(5, gt=0)
     max_queued_requests: int = -1
-    backpressure_config: dict[str, Any] = {}
+    backpressure_config: BackpressureConfig = Field(default_factory=lambda: BackpressureConfig.model_validate({}))
     autoscaling_config: AutoscalingConfig | None = None
     graceful_shutdown_wait_loop_s: float = Field(2.0, ge=0)
     graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
     health_check_period_s: float = Field(10.0, gt=0)
     health_check_timeout_s: float = Field(30.0, gt=0)
-    logging_config: dict[str, Any] | None = None
-    request_router_config: dict[str, Any] = {}
+    logging_config: LoggingConfig | None = None
+    request_router_config: RequestRouterConfig = Field(default_factory=lambda: RequestRouterConfig.model_validate({}))
     max_constructor_retry_count: int = Field(20, gt=0)
     placement_group_bundle_label_selector: list[dict[str, str]] | None = None
-    gang_scheduling_config: dict[str, Any] | None = None
-    deployment_actors: list[dict[str, Any]] | None = None
+    gang_scheduling_config: GangSchedulingConfig | None = None
+    deployment_actors: list[DeploymentActorConfig] | None = None
     rolling_update_percentage: float = Field(0.2, gt=0, le=1)
     max_surge_percent: int = Field(0, ge=0, le=100)
 
@@ -237,7 +284,7 @@ class Flaw:
     effect: Effect
 
 
-_TAGS = frozenset({"text", "bucket", "int", "literal['auto']"})
+_TAGS = frozenset({"text", "bucket", "int", "str", "literal['auto']"})
 _MODELS: Mapping[str, type[BaseModel]] = {
     "": LLMConfig,
     "model_loading_config": ModelLoadingConfig,
@@ -254,14 +301,15 @@ _MODELS: Mapping[str, type[BaseModel]] = {
 
 def flaws(config: object, release: str) -> tuple[Flaw, ...]:
     """Everything that is wrong with an LLMConfig for a release; empty for a good one."""
-    found: list[Flaw] = []
+    undated = tuple(_undated(config, release))
     try:
         LLMConfig.model_validate(config)
     except ValidationError as error:
-        found += [_flaw(item, release) for item in error.errors(include_url=False, include_context=False)]
-    seen = {flaw.key for flaw in found}
-    found += [flaw for flaw in _undated(config, release) if flaw.key not in seen]
-    return tuple(found)
+        found = [_flaw(item, release) for item in error.errors(include_url=False, include_context=False)]
+        # A release that does not read a key does not read what is under it either.
+        other = tuple(f"{flaw.key}." for flaw in undated)
+        return *(flaw for flaw in found if not f"{flaw.key}.".startswith(other)), *undated
+    return undated
 
 
 def file_flaws(content: object) -> tuple[Flaw, ...]:
