@@ -49,8 +49,9 @@ def fixed(text: str) -> list[str]:
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """Ours, without options of llmcompile, with its commands first on the path, offline, in `folder`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLMCOMPILE_")}
+    """Ours, without options of llmcompile or of XLA, with its commands first on the path, offline, in `folder`."""
+    left_out = ("LLMCOMPILE_", "XLA_FLAGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "WORK": str(folder),
