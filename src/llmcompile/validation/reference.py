@@ -634,7 +634,8 @@ def _empty_model(
             arguments["add_pooling_layer"] = pooler
 
     # Returns Parameter or None; torch documents that what is returned replaces the parameter, but annotates None.
-    def without_data(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+    def without_data(module: Any, name: str, parameter: nn.Parameter | None) -> Any:
+        module._is_hf_initialized = True  # transformers draws no numbers for what comes from the checkpoint
         if parameter is None or parameter.is_meta:  # kept as it is, so that tied parameters stay one object
             return parameter
         return nn.Parameter(parameter.to("meta"), requires_grad=False)
