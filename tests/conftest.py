@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from llmcompile.cli import app
 
 # Read when torch is first imported: on tiny models, threads that wait for each other cost more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when XLA first compiles: tiny graphs run once or twice. The examples compile as a user does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported, millions of objects that stay, out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,17 @@ Run: TypeAlias = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
-def run() -> Run:
+def run() -> Iterator[Run]:
     """Run `llmcompile ARGUMENTS...` in this process; an exception that is our bug passes through."""
 
     def invoke(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=env, catch_exceptions=False)
         return Result(result.exit_code, result.stdout, result.stderr)
 
-    return invoke
+    with pytest.MonkeyPatch.context() as patch:
+        # Otherwise every run makes the tree of commands anew, which takes longer than most commands.
+        patch.setattr("typer.testing._get_command", cache(typer.main.get_command))
+        yield invoke
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -163,13 +163,13 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(["llmcompile", *command]) for command in COMMANDS])
 def test_help_takes_less_than_a_third_of_a_second(command: list[str]) -> None:
-    """The processor time of the best of seven runs, so that a busy machine does not count."""
-    seconds = []
-    for _ in range(7):
+    """The processor time of one of seven runs, so that a busy machine does not count."""
+
+    def seconds() -> float:
         before, start = os.times(), time.monotonic()
         subprocess.run([sys.executable, "-m", "llmcompile", *command, "--help"], capture_output=True, check=True)
         after = os.times()
         spent = after.children_user + after.children_system - before.children_user - before.children_system
-        seconds.append(min(spent, time.monotonic() - start))
+        return min(spent, time.monotonic() - start)
 
-    assert min(seconds) < 0.3
+    assert any(seconds() < 0.3 for _ in range(7))
