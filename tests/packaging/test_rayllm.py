@@ -23,10 +23,9 @@ from llmcompile.packaging.tree import Tree, planned
 
 Files = dict[str, bytes]
 GOLDEN = Path(__file__).parents[1] / "golden" / "rayllm" / "outcomes.json"
+RECORDED = json.loads(GOLDEN.read_text())["entries"]
 REGISTRY = {
-    name.removeprefix("registry "): case["entry"]
-    for name, case in json.loads(GOLDEN.read_text())["entries"].items()
-    if name.startswith("registry ")
+    name.removeprefix("registry "): case["entry"] for name, case in RECORDED.items() if name.startswith("registry ")
 }
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BUCKET = "s3://models/tiny/"
@@ -472,6 +471,25 @@ def test_entries_follow_the_schema(of: Artifact) -> None:
 
     assert read_entry(package.texts[name], name).engine_config.model_id == "org/tiny"
     assert failed(findings(files, runtime=package.runtime)) == set()
+
+
+PACKAGED: dict[str, Callable[[], tuple[Package, Files]]] = {
+    "engine": lambda: made(engine(), accelerator_type="a10"),
+    "engine on a path": lambda: made(engine(), model_local_path="/models/tiny", no_chat=True),
+    "decoder": lambda: made(decoder(), trust_remote_code=True, num_workers=2, max_batch_size=8),
+    "decoder in Google's storage": lambda: made(decoder(), bucket_uri="gs://models/tiny", min_replicas=0),
+    "encoder": lambda: made(encoder()),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_rayllm_takes_what_is_written(name: str) -> None:
+    """RayLLM's own models took these entries, and Ray Serve made deployments of them; see tests/golden/rayllm."""
+    recorded = RECORDED[f"packaged {name}"]
+
+    assert entry_of(PACKAGED[name]()[1]) == recorded["entry"]
+    assert recorded["outcome"]["accepted"]
+    assert recorded["outcome"]["deployment"] == "made"
 
 
 def test_the_older_release() -> None:
