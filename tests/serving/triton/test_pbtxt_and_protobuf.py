@@ -214,14 +214,14 @@ def values(field: Field) -> st.SearchStrategy[Any]:
     return st.lists(inner, max_size=2) if field.repeated else inner
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(messages(ROOT))
 def test_what_we_write_protobuf_reads(message: Message) -> None:
     """Protobuf reads every text of ours, to the same values."""
     assert real(render(message)) == settled(message, ROOT)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(messages(ROOT))
 def test_what_protobuf_writes_we_read(message: Message) -> None:
     """We read every text of protobuf's, to the same values, on many lines or on one."""
@@ -242,15 +242,18 @@ def stricter(text: str) -> bool:
 
 
 def agree(text: str) -> None:
-    """Both refuse a text, or both read the same; 1_000 is a number to Python's reader alone, not to C++'s."""
-    assume(re.search(r"[0-9]_", text) is None)
+    """Both refuse a text, or both read the same.
+
+    1_000 and 1.0ff are numbers to protobuf's reader in Python alone, not to the one in C++, which is Triton's.
+    """
+    assume(re.search(r"[0-9]_|[fF]{2}", text) is None)
     theirs, own = real(text), ours(text)
 
     # By repr: a NaN is not equal to itself.
     assert repr(own) == repr(theirs) or own == theirs or (own is None and stricter(text))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(WORDS) - 1), st.sampled_from(("drop", "double", *WORDS))), max_size=3))
 def test_words_exchanged(changes: list[tuple[int, str]]) -> None:
     """A configuration with words dropped, doubled or exchanged is read alike, or refused by both."""
@@ -261,28 +264,28 @@ def test_words_exchanged(changes: list[tuple[int, str]]) -> None:
     agree(" ".join(words))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=12))
 def test_words_at_random(words: list[str]) -> None:
     """Words in any order are read alike, or refused by both."""
     agree(" ".join(words))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.integers(0, len(SEED) - 1), st.integers(0, 3), st.text("\"'{}[]<>:;,# \n\\x01aeT_-.", max_size=3))
 def test_characters_exchanged(start: int, length: int, characters: str) -> None:
     """A configuration with characters exchanged is read alike, or refused by both."""
     agree(SEED[:start] + characters + SEED[start + length :])
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.text("\"'\\\\01234567xXuUntravbfé \t89abdefADEF", max_size=12))
 def test_strings(content: str) -> None:
     """The content of a string, its escapes among it, is read alike, or refused by both."""
     agree(f'name: "{content}"')
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.sampled_from(
         (
