@@ -376,14 +376,14 @@ def faults(content: object, shape: str) -> list[str]:
 @pytest.mark.parametrize(
     ("variables", "path"),
     [
-        ({"1A": "x"}, ".'1A' (name)"),
-        ({"A-B": "x"}, ".'A-B' (name)"),
-        ({"A" * 1025: "x"}, f".{'A' * 1025!r:.40} (name)"),
-        ({"A": "x" * 1025}, ".'A'"),
-        ({"A": "ä" * 513}, ".'A'"),
-        ({"A": 1}, ".'A'"),
-        ({"A": None}, ".'A'"),
-        ({"A": True}, ".'A'"),
+        ({"1A": "x"}, "1A (name)"),
+        ({"A-B": "x"}, "A-B (name)"),
+        ({"A" * 1025: "x"}, f"{'A' * 40} (name)"),
+        ({"A": "x" * 1025}, "A"),
+        ({"A": "ä" * 513}, "A"),
+        ({"A": 1}, "A"),
+        ({"A": None}, "A"),
+        ({"A": True}, "A"),
         ({f"A{number}": "" for number in range(101)}, ""),
     ],
 )

@@ -273,8 +273,9 @@ def check(request: object, shape: str, path: str = "") -> Iterator[Fault]:
         yield from _structure(request, wanted, path)
     elif isinstance(request, dict):
         for name, value in request.items():
-            yield from check(name, wanted.key, f"{path}.{name!r:.40} (name)")
-            yield from check(value, wanted.item, f"{path}.{name!r:.40}")
+            shown = f"{path}.{name if name.isprintable() else repr(name):.40}".lstrip(".")
+            yield from check(name, wanted.key, f"{shown} (name)")
+            yield from check(value, wanted.item, shown)
     elif isinstance(request, list):
         for number, value in enumerate(request):
             yield from check(value, wanted.item, f"{path}[{number}]")

@@ -214,7 +214,7 @@ def _environment(seen: Seen) -> Iterator[Finding]:
     if listed is not None:
         for fault in api.check({k: v for k, v in listed.items() if isinstance(v, str)}, "EnvironmentMap"):
             wrong += 1
-            subject = f"{ENVIRONMENT}{fault.path}"
+            subject = f"{ENVIRONMENT}: {fault.path}"
             yield Finding("environment", "failed", subject, fault.found, fault.expected, "shorten or rename it")
     total = sum(len(name.encode()) + len(value.encode("utf-8", "replace")) for name, value in seen.environment.items())
     if total > api.ENVIRONMENT_BYTES:
