@@ -5,7 +5,6 @@ Every fact, with its source, and what was not verified: docs/formats/lmi.md.
 
 from __future__ import annotations
 
-import configparser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -332,6 +331,8 @@ def _ft(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:
 
 def _refuse_by_config_ini(artifact: Artifact, path: str) -> None:
     """Stop what LMI's loader would read wrongly, or not find."""
+    import configparser
+
     config = configparser.ConfigParser(interpolation=None)
     try:
         config.read_string(artifact.tree.text(path))

@@ -8,7 +8,6 @@ those of FasterTransformer; serving/docs/lmi/deployment_guide/configurations.md 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -85,6 +84,8 @@ def key_of(variable: str) -> str | None:
 
 def meant(key: str) -> str | None:
     """The known key that an unknown one is nearly; None for a known one, and for one that resembles none."""
+    import difflib
+
     if key in KEYS:
         return None
     plain = {known.lower(): known for known in KEYS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -287,6 +286,8 @@ def dtype(seen: Seen) -> Iterator[Finding]:
 
 def _ft_config(seen: Seen) -> Mapping[str, str]:
     """Every key of config.ini, of whichever section; empty where it cannot be read."""
+    import configparser
+
     paths = [f"{folder}/config.ini" for folder in seen.ft_folders if f"{folder}/config.ini" in seen.tree.files]
     if paths == []:
         return {}
