@@ -380,7 +380,7 @@ def test_no_code_is_answered_with_a_command() -> None:
 
     assert hints[0].startswith("git clone --depth 1 --branch v0.17.0 https://github.com/triton-inference-server/")
     assert hints[1].startswith("git clone --depth 1 --branch v1.0.0 https://github.com/NVIDIA/TensorRT-LLM")
-    assert hints[2].startswith("git clone --depth 1 --branch vVERSION https://github.com/NVIDIA/TensorRT-LLM")
+    assert hints[2].startswith("git clone --depth 1 --branch vVERSION, the server's, https://github.com/NVIDIA/")
 
 
 def without(artifact: Artifact, path: str) -> Artifact:

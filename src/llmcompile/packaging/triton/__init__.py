@@ -128,7 +128,7 @@ def prefer(artifact: Artifact, serving: Sequence[str]) -> str | None:
 TARGET: Target[TritonOptions] = Target(
     name="triton",
     title="Triton",
-    help="A model repository for Triton Inference Server.",
+    help="A model repository for Triton Inference Server; its releases are those of TensorRT-LLM.",
     options=TritonOptions,
     releases=(LLMAPI, *GENERATIONS, FASTERTRANSFORMER),
     version_flag=None,

@@ -340,15 +340,15 @@ def _model_py(options: TritonOptions, models: list[str], family: str, version: s
         CheckpointError: It has no such code.
     """
     if options.model_py is None:
-        release = "v" + ("VERSION" if version is None else version)
         moved = family == "llmapi" or (version is not None and has(generation_of(version) or "1.2", "0.20"))
         home = "NVIDIA/TensorRT-LLM" if moved else "triton-inference-server/tensorrtllm_backend"
-        folder = home.rpartition("/")[2]
+        release = "vVERSION, the server's," if version is None else f"v{version}"
         raise OptionsError(
             "--model-py",
-            f"not given, and {', '.join(models)} run code of NVIDIA's that is not ours to give",
+            f"not given, and the code of {', '.join(models)} is NVIDIA's, not ours to give",
             f"the folder all_models/{family} of {home}, which is /app/all_models/{family} in its image",
-            f"git clone --depth 1 --branch {release} https://github.com/{home}, then add --model-py {folder}",
+            f"git clone --depth 1 --branch {release} https://github.com/{home}, "
+            f"then add --model-py {home.rpartition('/')[2]}",
         )
     root = Path(options.model_py)
     bases = [root / prefix / base for prefix in ("", "triton_backend") for base in _SOURCES[family]]
@@ -385,7 +385,7 @@ def _engine_notes(artifact: Artifact, options: TritonOptions, generation: str) -
 
 def _start(mount: str, processes: int) -> str:
     return (
-        f"docker run --rm --gpus all --shm-size 2g -v {{output}}:{mount} "
+        f'docker run --rm --gpus all --shm-size 2g -v "$(realpath {{output}})":{mount} '
         "nvcr.io/nvidia/tritonserver:YY.MM-trtllm-python-py3 "
         f"python3 /app/scripts/launch_triton_server.py --world_size {processes} --model_repo {mount}"
     )
