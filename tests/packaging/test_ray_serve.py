@@ -743,6 +743,15 @@ def test_unknown_engine_arguments_fail_only_where_vllm_is_known(good: tuple[Pack
     assert (old.status, old.expected) == ("note", "max_num_seqs")
 
 
+def test_metrics_are_off_by_default_before_2_51(good: tuple[Package, Artifact]) -> None:
+    """disable_log_stats alone is refused since 2.51, where the engine's metrics are on."""
+    files = files_of(*good)
+    edit("engine_kwargs.disable_log_stats", True)(files)
+
+    assert failing(tree_of(files), "2.51", "0.11.0") == {"engine-args"}
+    assert failing(tree_of(files), "2.50", "0.11.0") == set()
+
+
 def test_without_a_release_what_depends_on_it_is_skipped(good: tuple[Package, Artifact]) -> None:
     """The rules that need the release say how to name it; the others run."""
     tree = tree_of(files_of(*good))
@@ -929,6 +938,137 @@ def test_an_entry_becomes_an_llm_config() -> None:
             "max_ongoing_requests": 64,
         },
     }
+
+
+_AWQ = {"quantization": "awq"}
+_SMALL_BATCH = {"max_num_batched_tokens": 4096, "max_num_seqs": 64, "gpu_memory_utilization": 0.95}
+_CODE = {"trust_remote_code": True}
+ARCHIVED: tuple[tuple[str, str, str, int, int, int, int, int, dict[str, Any]], ...] = (
+    (
+        "OpenAssistant/falcon-40b-sft-top1-560",
+        "a100_40g",
+        "A100-40G",
+        1,
+        100,
+        3000,
+        4,
+        2048,
+        {**_CODE, "max_num_batched_tokens": 2048, "max_num_seqs": 32},
+    ),
+    ("OpenAssistant/falcon-7b-sft-top1-696", "a10", "A10G", 1, 200, 3000, 1, 2048, {**_CODE, **_SMALL_BATCH}),
+    ("amazon/LightGPT", "a10", "A10G", 8, 24, 64, 1, 2048, {**_CODE, **_SMALL_BATCH}),
+    (
+        "codellama/CodeLlama-34b-Instruct-hf",
+        "a100_80g",
+        "A100-80G",
+        2,
+        32,
+        128,
+        2,
+        16384,
+        {**_CODE, "max_num_batched_tokens": 65536, "max_num_seqs": 128, "gpu_memory_utilization": 0.95},
+    ),
+    (
+        "meta-llama/Llama-2-13b-chat-hf",
+        "a100_40g",
+        "A100-40G",
+        8,
+        16,
+        48,
+        1,
+        4096,
+        {"max_num_batched_tokens": 12288, "max_num_seqs": 48},
+    ),
+    (
+        "meta-llama/Llama-2-70b-chat-hf",
+        "a100_80g",
+        "A100-80G",
+        2,
+        100,
+        256,
+        4,
+        4096,
+        {"max_num_batched_tokens": 65536, "max_num_seqs": 256},
+    ),
+    ("meta-llama/Llama-2-7b-chat-hf", "a10", "A10G", 8, 24, 64, 1, 4096, {**_CODE, **_SMALL_BATCH}),
+    (
+        "mistralai/Mixtral-8x7B-Instruct-v0.1",
+        "a100_80g_aws",
+        "A100-80G",
+        100,
+        20,
+        192,
+        8,
+        32768,
+        {**_CODE, "max_num_batched_tokens": 32768, "max_num_seqs": 192, "gpu_memory_utilization": 0.78},
+    ),
+    (
+        "TheBloke/Llama-2-13B-chat-AWQ",
+        "a100_40g",
+        "A100-40G",
+        8,
+        16,
+        48,
+        1,
+        4096,
+        {**_AWQ, "max_num_batched_tokens": 12288, "max_num_seqs": 48},
+    ),
+    (
+        "TheBloke/Llama-2-70B-chat-AWQ",
+        "a100_80g",
+        "A100-80G",
+        2,
+        100,
+        256,
+        1,
+        4096,
+        {**_AWQ, "max_num_batched_tokens": 65536, "max_num_seqs": 256},
+    ),
+    (
+        "TheBloke/Llama-2-7B-chat-AWQ",
+        "a10",
+        "A10G",
+        8,
+        24,
+        64,
+        1,
+        4096,
+        {**_AWQ, **_CODE, **_SMALL_BATCH, "gpu_memory_utilization": 0.9},
+    ),
+)
+"""Facts of ray-project/ray-llm@891ccd7:models/continuous_batching: model, resource, today's accelerator, replicas,
+target, limit, workers, tokens, arguments. The four others are of squeezellm and of TensorRT-LLM, and refused."""
+
+
+@pytest.mark.parametrize("row", ARCHIVED, ids=[row[0] for row in ARCHIVED])
+def test_the_archived_entries_keep_their_numbers(row: tuple[Any, ...]) -> None:
+    """Each entry of the archived registry becomes an LLMConfig with its own values, and lints clean."""
+    model, resource, accelerator, most, target, limit, workers, tokens, arguments = row
+    entry = ENTRY
+    for path, value in (
+        ("engine_config.model_id", model),
+        ("engine_config.hf_model_id", model),
+        ("engine_config.engine_kwargs", arguments),
+        ("engine_config.max_total_tokens", tokens),
+        ("scaling_config.num_workers", workers),
+        ("scaling_config.resources_per_worker", {f"accelerator_type_{resource}": 0.01}),
+        ("deployment_config.ray_actor_options", {"resources": {f"accelerator_type_{resource}": 0.01}}),
+        ("deployment_config.autoscaling_config.max_replicas", most),
+        ("deployment_config.autoscaling_config.target_num_ongoing_requests_per_replica", target),
+        ("deployment_config.max_concurrent_queries", limit),
+    ):
+        entry = changed(entry, path, value)
+
+    package = converted(entry)
+    config = config_of(package)
+
+    assert config["model_loading_config"] == {"model_id": model, "model_source": model}
+    assert config["accelerator_type"] == accelerator
+    assert config["engine_kwargs"] == {"tensor_parallel_size": workers, "max_model_len": tokens, **arguments}
+    assert config["deployment_config"]["max_ongoing_requests"] == limit
+    assert config["deployment_config"]["autoscaling_config"]["max_replicas"] == most
+    assert config["deployment_config"]["autoscaling_config"]["target_ongoing_requests"] == target
+    assert failing(made(package)) == set()
 
 
 def test_what_has_no_successor_is_noted() -> None:

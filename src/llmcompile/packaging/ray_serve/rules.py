@@ -121,7 +121,10 @@ def findings(tree: Tree, serving: Serving) -> Iterator[Finding]:
     package = _open(tree, serving)
     for rule in RULES:
         found = list(_CHECKS[rule](package))
-        yield from found if len(found) > 0 else [_ok(rule, "LLMConfig", "nothing to object to")]
+        wrong = {finding.subject for finding in found if finding.status == "failed"}
+        whole = len(wrong) > 0 and rule in ("serve-yaml", "llm-configs")
+        told = [finding for finding in found if finding.status != "ok" or not (whole or finding.subject in wrong)]
+        yield from told if len(told) > 0 else [_ok(rule, "LLMConfig", "nothing to object to")]
 
 
 def _open(tree: Tree, serving: Serving) -> _Package:
@@ -162,13 +165,21 @@ def _applications(documents: Mapping[str, Document]) -> Iterator[tuple[int, Mapp
             yield number, application
 
 
-def _entries(documents: Mapping[str, Document]) -> Iterator[tuple[str, object]]:
-    """What stands in llm_configs: where, and a mapping or a path."""
-    for number, application in _applications(documents):
-        arguments = application.get("args")
-        listed = arguments.get("llm_configs") if isinstance(arguments, dict) else None
-        for index, entry in enumerate(listed if isinstance(listed, list) else []):
-            yield f"{SERVE}: applications.{number}.args.llm_configs.{index}", entry
+def _listed(application: Mapping[str, Any]) -> list[object]:
+    """What stands in llm_configs of an application: mappings and paths."""
+    arguments = application.get("args")
+    listed = arguments.get("llm_configs") if isinstance(arguments, dict) else None
+    return listed if isinstance(listed, list) else []
+
+
+def _entries(documents: Mapping[str, Document]) -> list[tuple[str, object]]:
+    """All of them, and where they stand: the file's name is enough where there is one."""
+    entries = [
+        (f"{SERVE}: applications.{number}.args.llm_configs.{index}", entry)
+        for number, application in _applications(documents)
+        for index, entry in enumerate(_listed(application))
+    ]
+    return [(SERVE, entries[0][1])] if len(entries) == 1 else entries
 
 
 def _inline(documents: Mapping[str, Document]) -> list[_Config]:
@@ -256,13 +267,12 @@ def _llm_configs(package: _Package) -> Iterator[Finding]:
     if len(package.configs) == 0:
         yield _failed(rule, "LLMConfig", "none", "one in serve.yaml, or in a file of its own", "package again")
         return
-    entries = list(_entries(package.documents))
     for number, application in _applications(package.documents):
-        where = f"{SERVE}: applications.{number}.args.llm_configs"
         ours = str(application.get("import_path")).startswith("ray.serve.llm")
-        if ours and not any(place.startswith(f"{where}.") for place, _ in entries):
+        if ours and len(_listed(application)) == 0:
+            where = f"{SERVE}: applications.{number}.args.llm_configs"
             yield _failed(rule, where, "none", "a list of LLMConfigs", "package again")
-    for where, entry in entries:
+    for where, entry in _entries(package.documents):
         yield from _entry(package, where, entry)
     ids = [str(config.mapping("model_loading_config").get("model_id")) for config in package.configs]
     for name in sorted({name for name in ids if ids.count(name) > 1}):
@@ -293,7 +303,7 @@ def _twins(package: _Package) -> Iterator[Finding]:
     inline = {
         str(config.mapping("model_loading_config").get("model_id")): config
         for config in package.configs
-        if config.where.startswith(f"{SERVE}:")
+        if config.where.startswith(SERVE)
     }
     for path, document in package.documents.items():
         if path == SERVE or not _is_llm_config(document.content):
@@ -405,7 +415,7 @@ def _engine_args(package: _Package) -> Iterator[Finding]:
             elif key == "distributed_executor_backend" and value != "ray" and not _on_cpu(config):
                 wrong += 1
                 yield _failed(rule, where, reprlib.repr(value), "ray", "drop it; the engine fails")
-            elif key == "disable_log_stats" and value is True and config.content.get("log_engine_metrics", True):
+            elif key == "disable_log_stats" and value is True and _measures(config, package.release):
                 wrong += 1
                 yield _failed(rule, where, "true beside log_engine_metrics", "one of them", "log_engine_metrics: false")
             elif key not in ENGINE and key not in FRONTEND:
@@ -419,6 +429,12 @@ def _engine_args(package: _Package) -> Iterator[Finding]:
                     yield _note(rule, where, f"no argument of vLLM {KNOWN_VLLM}", expected, hint)
         if wrong == 0:
             yield _ok(rule, f"{config.where}: engine_kwargs", ", ".join(str(key) for key in arguments) or "none")
+
+
+def _measures(config: _Config, release: str | None) -> bool:
+    """Whether the engine's metrics are on; since 2.51 they are by default."""
+    default = release is None or minor(release) >= 51
+    return bool(config.content.get("log_engine_metrics", default))
 
 
 def _on_cpu(config: _Config) -> bool:
@@ -702,7 +718,6 @@ def _has_format(model: Tree, load_format: str) -> bool:
 
 def _quantization(package: _Package) -> Iterator[Finding]:
     rule = "quantization"
-    yield from _with_model(package, rule)
     stored = None
     if package.model is not None:
         whole = _json(package.model, "config.json")
@@ -720,6 +735,8 @@ def _quantization(package: _Package) -> Iterator[Finding]:
         elif asked is not None and stored is not None and not _alike(str(asked).lower(), str(stored).lower()):
             hint = "leave it out: vLLM reads config.json, and refuses another method"
             yield _failed(rule, where, f"{asked}; {stored} in {package.folder}/config.json", str(stored), hint)
+        elif asked is not None and package.model is None:
+            yield _skipped(rule, where, f"{asked}; the model's config.json is not in the package")
         else:
             yield _ok(rule, where, str(asked or stored or "none"))
 
