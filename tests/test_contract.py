@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,13 +79,16 @@ REFUSED = {
     "neuron": {"bert", "t5", "t5_v11", "mt5", "bart"},
 }
 """Backend -> tiny models that it cannot represent."""
+ONE_LAYER = MappingProxyType({"num_hidden_layers": 1, "n_layer": 1, "n_layers": 1})
+"""What a graph is lowered of, which takes long; Gemma 2's second layer is another than its first."""
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_a_tiny_model_is_written_and_validated_or_refused(family: str, backend: str, run: Run, tmp_path: Path) -> None:
     """What is planned is also right: no two of its axes are equal, so no wrong one can pass."""
-    model = models.save(family, tmp_path / "model", sharded=True)
+    config = ONE_LAYER if backend == "neuron" and family != "gemma2" else {}
+    model = models.save(family, tmp_path / "model", sharded=True, config=config)
 
     result = run(*BACKENDS[backend], "--model", model, "--tp", 2, tmp_path / "out")
 

@@ -34,14 +34,14 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny decoder."""
-    return models.save("llama", tmp_path_factory.mktemp("llama") / "model")
+    """A tiny decoder of one layer."""
+    return models.save("llama", tmp_path_factory.mktemp("llama") / "model", config={"num_hidden_layers": 1})
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny encoder."""
-    return models.save("bert", tmp_path_factory.mktemp("bert") / "model")
+    """A tiny encoder of one layer."""
+    return models.save("bert", tmp_path_factory.mktemp("bert") / "model", config={"num_hidden_layers": 1})
 
 
 def lower(run: Run, model: Path, output: Path, *words: object) -> Result:
