@@ -320,6 +320,19 @@ def test_refused(name: str) -> None:
     assert "--prompt-format FILE.yaml" in raised.value.problems[0].hint
 
 
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_long_texts(order: str) -> None:
+    """Pages of text between messages are expressed, or refused, without a search through every letter."""
+    page = "\n".join(f"Rule {number}: be kind." for number in range(400))
+    text = "{% for m in messages %}{{ '[' ~ m['role'] ~ ']' ~ m['content'] }}" + page + "{% endfor %}"
+    if order == "last":
+        text += "{{ messages | length if messages[0]['role'] == 'system' }}"
+        with pytest.raises(UnsupportedError):
+            derive(Template(text, {}, False))
+    else:
+        assert derive(Template(text, {}, False)).format.user == "[user]{instruction}" + page
+
+
 def test_conversations_beyond_those_searched_by() -> None:
     """A derived prompt_format renders a conversation that the search never saw as the template does."""
     conversation: Conversation = (

@@ -234,7 +234,7 @@ def test_serve_config() -> None:
     for of, argument, name in (
         (engine(), "trtllm_models", "./org--tiny-tp2-fp16.yaml"),
         (decoder(), "models", "./org--tiny-2m-fp16.yaml"),
-        (encoder(), "embedding_models", "./org--tiny-0.0m-fp32.yaml"),
+        (encoder(), "embedding_models", "./org--tiny-1k-fp32.yaml"),
     ):
         _, files = made(of)
 
@@ -1064,5 +1064,5 @@ def test_a_folder_on_disk(tmp_path: Path) -> None:
 
     package, files = made(open_artifact(folder))
 
-    assert "org--tiny-0.0m-fp16.yaml" in package.texts
+    assert "org--tiny-50-fp16.yaml" in package.texts
     assert failed(findings(files)) == set()

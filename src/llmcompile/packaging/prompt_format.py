@@ -36,6 +36,8 @@ _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 _BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 _LINES = 200_000
 """Lines of Python a template may take; no chat needs a hundredth of it."""
+_PLACES = 100
+"""Places of a text at which it is tried to cut it."""
 _HINT = "pass --prompt-format FILE.yaml with what the model should see, or --no-chat for completions only"
 
 
@@ -303,7 +305,7 @@ def _candidates(probes: _Probes) -> Iterator[tuple[int, Format]]:
         *([len(between) - len(probes.head)] if between.endswith(probes.head) else []),
         *([len(line)] if line != "" else []),
         len(_whole_tags(_common(between, probes.assistant_end))),
-        *range(len(between) + 1),
+        *_places(between),
     )
     for far in range(3):
         for cut, end, stripped in itertools.product(cuts, user_ends, (False, True)):
@@ -326,7 +328,7 @@ def _with_system(made: Format, start: str, end: str, probes: _Probes, far: int) 
             yield replace(made, system="{instruction}\n\n", user=user, system_in_user=True)
         return
     before, after = probes.system
-    for cut in ((0,), (len(start),), range(1, len(start)))[far]:
+    for cut in ((0,), (len(start),), _places(start)[1:-1])[far]:
         outer, inner = start[:cut], start[cut:]
         if not (before.startswith(outer) and after.endswith(inner)):
             continue
@@ -448,6 +450,14 @@ def _between(text: str, before: str, after: str) -> str | None:
     if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
         return None
     return text[len(before) : len(text) - len(after)]
+
+
+def _places(text: str) -> Sequence[int]:
+    """Where a text may be cut: anywhere; a long one at its ends, after line breaks and before tags."""
+    if len(text) <= _PLACES:
+        return range(len(text) + 1)
+    borders = (match.start() for match in re.finditer(r"(?<=\n)|(?=[<\[])", text))
+    return _distinct(0, *itertools.islice(borders, _PLACES), len(text))
 
 
 def _distinct(*values: T) -> tuple[T, ...]:

@@ -250,7 +250,8 @@ def _applications(path: str, content: Any, entries: Mapping[str, _Entry]) -> Ite
         args = application.get("args")
         for key, value in (args if isinstance(args, dict) else {}).items():
             if key not in ENGINES.values():
-                yield _Found("failed", f"{path}: args.{key}", "ignored", f"one of {', '.join(ENGINES.values())}", "")
+                expected = f"one of {', '.join(ENGINES.values())}"
+                yield _Found("failed", f"{path}: args.{key}", "ignored", expected, "move what it names to one of them")
                 continue
             for model in value if isinstance(value, list) else [value]:
                 if isinstance(model, str):

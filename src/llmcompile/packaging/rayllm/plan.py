@@ -133,7 +133,7 @@ def plan(artifact: Artifact, options: RayLLMOptions, request: Request) -> Packag
         texts={file: _dumped(entry), "serve.yaml": _dumped(serve), HASH: f"{digest}\n"},
         links=engine.links,
         last=(HASH,),
-        runtime=request.runtime_version if name == "TRTLLMEngine" else facts.VLLM[request.version],
+        runtime={"TRTLLMEngine": artifact.compiler, "VLLMEngine": facts.VLLM[request.version]}.get(name),
         notes=(*engine.notes, *location_notes, *notes),
         next=_next(options),
     )
@@ -457,9 +457,13 @@ def _parameters(artifact: Artifact, engine: _Engine) -> str | None:
         sizes = {source: artifact.tree.files[source] for source in engine.links.values()}
     width = _DTYPE_BYTES.get(str(artifact.config.get("torch_dtype", artifact.config.get("dtype"))))
     total = sum(size for path, size in sizes.items() if path.endswith((".safetensors", ".bin", ".pth", ".pt")))
-    if width is None or total == 0 or "quantization_config" in artifact.config:
+    if width is None or total < width or "quantization_config" in artifact.config:
         return None
-    count, unit = (total / width / 1e9, "b") if total / width >= 1e9 else (total / width / 1e6, "m")
+    count, unit = next(
+        (total / width / size, unit)
+        for size, unit in ((1e9, "b"), (1e6, "m"), (1e3, "k"), (1, ""))
+        if total >= size * width
+    )
     # Models are called by whole numbers where these are near: 6.74 billion is 7b, 2.7 billion is not 3b.
     near = round(count)
     return f"{near}{unit}" if near > 0 and abs(count - near) <= 0.05 * count else f"{count:.1f}{unit}"
