@@ -30,6 +30,8 @@ from llmcompile.exporters.trtllm import versions
 from llmcompile.exporters.trtllm.layout import NO_PIPELINE, make_layout, recipes
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.exporters.trtllm.rows import ENCODER_DECODER, FAMILIES
+from llmcompile.packaging.target import KINDS
+from llmcompile.packaging.targets import TARGETS as SERVERS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
@@ -118,9 +120,26 @@ def test_a_stale_table_is_seen() -> None:
     page = (ROOT / "README.md").read_text()
     table = tool.support_table()
 
-    assert tool.with_table(page.replace("| gpt2 |", "| gpt3 |"), table) == page
+    assert tool.with_table(page.replace("| gpt2 |", "| gpt3 |"), table, tool._SUPPORT) == page
     with pytest.raises(ValueError, match="once each"):
-        tool.with_table("no comments", table)
+        tool.with_table("no comments", table, tool._SUPPORT)
+
+
+def test_the_serving_table_has_every_kind() -> None:
+    """One row for each kind of artifact, one column for each target; releases where it is served, and only there."""
+    lines = [line for line in _tool().serving_table().splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+
+    assert [row[0].split("`")[1] for row in rows] == list(KINDS)
+    for kind, row in zip(KINDS, rows, strict=True):
+        assert [cell != "" for cell in row[1:]] == [kind in target.serves for target in SERVERS.values()]
+
+
+def test_every_rule_is_on_the_page() -> None:
+    """docs/lint.md has a line for each rule of each target."""
+    page = (ROOT / "docs" / "lint.md").read_text()
+
+    assert all(f"| `{rule}` | " in page for target in SERVERS.values() for rule in target.rules)
 
 
 def test_the_table_has_every_family() -> None:

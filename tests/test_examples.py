@@ -31,6 +31,7 @@ _VARYING = (
         "memory ...",
     ),
     (rf"of {_NUMBER} \w+ free", "of ... free"),
+    (r"\d+ (?:copied|linked|shared)(?:, \d+ (?:copied|linked|shared))*", "..."),  # by the file system
     (rf"(max abs|expected|found|difference|limit|divergence|as large as|atol|rtol) {_NUMBER}", r"\1 ..."),
     (r"worst at \([\d, ]+\)", "worst at ..."),
     (rf"error: logits\[.*?\], (.*): {_NUMBER} .*", r"error: logits[...], \1: ..."),

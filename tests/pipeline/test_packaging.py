@@ -226,6 +226,20 @@ def test_the_last_files_are_written_last(large: Path, tmp_path: Path) -> None:
     assert all(path.stat().st_ctime_ns <= mark for path in others if path.is_file())
 
 
+def test_the_lint_before_writing_sees_the_record(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llmcompile.json is in the planned package, with what it is for, as it will be in the written one."""
+    seen = []
+
+    def look(tree: Tree, serving: Serving) -> Iterator[Finding]:
+        seen.append(json.loads(tree.text("llmcompile.json")))
+        return iter(())
+
+    monkeypatch.setattr(packaging, "TARGETS", {"shelf": Target(**{**vars(SHELF), "lint": look})})
+    packaging.prepare_package(options(built, tmp_path / "out"), begin())
+
+    assert [(record["package"]["kind"], record["artifact"]["backend"]) for record in seen] == [("ft", "ft")]
+
+
 def test_a_failed_rule_is_found_before_anything_is_written(built: Path, tmp_path: Path) -> None:
     """Exit code 7, by the rule's name; OUTPUT does not appear, nor a work directory."""
     planned = packaging.prepare_package(options(built, tmp_path / "out", label="wrong"), begin())
@@ -349,11 +363,11 @@ def test_a_full_disk_is_met_before_the_work(built: Path, tmp_path: Path, monkeyp
 
 
 def test_lint_knows_the_target_by_its_files(built: Path, tmp_path: Path) -> None:
-    """And says what it found, by rule; an archive is linted like a folder."""
+    """And says what it found, by rule; an archive, and a folder with one, are linted like the folder packed into it."""
     pack(options(built, tmp_path / "out"))
     pack(options(built, tmp_path / "tar", tar=True))
 
-    for path in (tmp_path / "out", tmp_path / "tar" / "shelf.tar.gz"):
+    for path in (tmp_path / "out", tmp_path / "tar", tmp_path / "tar" / "shelf.tar.gz"):
         known, findings = packaging.lint(path, Serving(), None)
         assert [found.name for found in known] == ["shelf"]
         assert [(finding.rule, finding.status) for finding in findings] == [("label", "ok")]

@@ -20,7 +20,7 @@ def kind(planned: Packaging) -> str:
     """What was made, in a few words."""
     runtime = planned.request.runtime_version
     runtime = planned.package.runtime if runtime is None else runtime
-    behind = "" if runtime is None else f", with {runtime}"
+    behind = "" if runtime is None else f" (runtime {runtime})"
     return f"a package for {planned.target.title} {planned.request.version}{behind}"
 
 

@@ -141,7 +141,9 @@ def prepare_package(options: PackageOptions, report: Report) -> Packaging:
             package = target.plan(artifact, options.settings, request)
     _refuse_names(package)
     with report.stage("lint"):
-        planned = trees.planned(str(options.output), package.texts, package.links, package.folders, tree)
+        record = records.to_bytes(_manifest(options, request, artifact, package, (), ())).decode()
+        texts = {**package.texts, MANIFEST: record}
+        planned = trees.planned(str(options.output), texts, package.links, package.folders, tree)
         findings = tuple(target.lint(planned, Serving(request.version, request.runtime_version)))
     return Packaging(
         options=options,
@@ -250,11 +252,11 @@ def make_package(planned: Packaging, view: Writing, report: Report) -> Packed:
         taken: Counter[str] = Counter()
         with report.stage("write"):
             _write(planned, work, view, taken)
-            manifest = _manifest(planned, _listed(work))
+            manifest = _recorded(planned, _listed(work))
             if package.archive is not None:
                 work.write_bytes(MANIFEST, records.to_bytes(manifest))
                 written = _archived(work, package)
-                manifest = _manifest(planned, records.file_records([(package.archive, written)]))
+                manifest = _recorded(planned, records.file_records([(package.archive, written)]))
             work.write_bytes(MANIFEST, records.to_bytes(manifest))
         with report.stage("publish"):
             work.publish()
@@ -345,27 +347,36 @@ def _identity(planned: Packaging) -> dict[str, Any]:
     }
 
 
-def _manifest(planned: Packaging, files: tuple[records.FileRecord, ...]) -> records.PackageManifest:
+def _recorded(planned: Packaging, files: tuple[records.FileRecord, ...]) -> records.PackageManifest:
+    return _manifest(planned.options, planned.request, planned.artifact, planned.package, planned.findings, files)
+
+
+def _manifest(
+    options: PackageOptions,
+    request: Request,
+    artifact: Artifact | None,
+    package: Package,
+    findings: Sequence[Finding],
+    files: tuple[records.FileRecord, ...],
+) -> records.PackageManifest:
     worst: dict[str, str] = {}
-    for finding in planned.findings:
+    for finding in findings:
         order = ("ok", "skipped", "note", "failed")
         before = worst.get(finding.rule, "ok")
         worst[finding.rule] = max(before, finding.status, key=order.index)
     return records.PackageManifest(
         tool=records.Tool(version=__version__),
         package=records.Packaged(
-            target=planned.target.name,
-            version=planned.request.version,
-            runtime=planned.request.runtime_version
-            if planned.request.runtime_version is not None
-            else planned.package.runtime,
-            kind="conversion" if planned.artifact is None else planned.artifact.kind,
-            options=asdict(planned.options.settings),
+            target=options.target,
+            version=request.version,
+            runtime=package.runtime if request.runtime_version is None else request.runtime_version,
+            kind="conversion" if artifact is None else artifact.kind,
+            options=asdict(options.settings),
             rules=worst,
         ),
-        artifact=None if planned.artifact is None else planned.artifact.manifest,
+        artifact=None if artifact is None else artifact.manifest,
         files=files,
-        notes=planned.package.notes,
+        notes=package.notes,
     )
 
 
@@ -373,7 +384,7 @@ def lint(path: Path, serving: Serving, target: str | None) -> tuple[tuple[Target
     """Every rule of every target that a folder or archive is a package of.
 
     Args:
-        path: Folder, or tar archive.
+        path: Folder, tar archive, or folder with nothing but an archive and its record.
         serving: What the user said of the place it is for.
         target: The one target to lint for; None for those that recognise it.
 
@@ -381,6 +392,10 @@ def lint(path: Path, serving: Serving, target: str | None) -> tuple[tuple[Target
         CheckpointError: It cannot be read, or no target recognises it.
     """
     tree = trees.from_archive(path) if path.is_file() else trees.from_folder(path)
+    archives = [name for name in tree.files if name.endswith(".tar.gz") and "/" not in name]
+    if len(archives) == 1 and set(tree.files) <= {*archives, MANIFEST}:
+        # What --tar wrote: the package is inside.
+        tree = trees.from_archive(path / archives[0])
     if target is not None:
         known: tuple[Target[Any], ...] = (TARGETS[target],)
     else:

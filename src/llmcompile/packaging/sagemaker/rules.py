@@ -15,6 +15,7 @@ from llmcompile.packaging.neuron_env import IMAGES, Image
 from llmcompile.packaging.sagemaker import api
 from llmcompile.packaging.sagemaker.hosts import INSTANCES, SAME_CODE
 from llmcompile.packaging.target import Finding, Serving
+from llmcompile.writing import MANIFEST
 
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
@@ -476,12 +477,24 @@ def _precedence(seen: Seen) -> Iterator[Finding]:
         yield Finding("precedence", "ok", seen.where, f"{len(seen.environment)} variables, {len(entries)} properties")
 
 
+def _runtime(seen: Seen) -> str | None:
+    """The vendor's runtime in the image, as it was said now or when the package was made."""
+    if seen.serving.runtime_version is not None or MANIFEST not in seen.tree.files:
+        return seen.serving.runtime_version
+    try:
+        record = json.loads(seen.tree.read(MANIFEST))
+        runtime = record["package"]["runtime"]
+    except (ValueError, RecursionError, KeyError, TypeError, CheckpointError):
+        return None
+    return runtime if isinstance(runtime, str) else None
+
+
 def _lmi(seen: Seen) -> Iterator[Finding]:
     release = seen.release
     version = None if release is None or not release.startswith(DJL) else release.removeprefix(DJL)
     inner = seen.tree.under(FOLDER)
     failed = 0
-    for found in LMI.lint(inner, Serving(version, seen.serving.runtime_version, MOUNT)):
+    for found in LMI.lint(inner, Serving(version, _runtime(seen), MOUNT)):
         if found.status == "failed":
             failed += 1
             subject = f"{FOLDER}/{found.subject}"

@@ -549,7 +549,10 @@ def _notes(options: NeuronOptions, task: str, via: str, layout: str) -> Iterator
             yield f"without effect for {task}: {', '.join(foreign)}"
     if layout in ("sdk-2.16", "lmi-split", "lmi-cache"):
         yield _SDK_16
-        yield ("it finds a NEFF by the hash of the HLO that it makes itself: where that is not ours, it compiles again")
+        yield (
+            "it finds a NEFF by the hash of the HLO that it makes itself: where that is not ours, it compiles again, or"
+            " stops if it is told to load this one"
+        )
         if task != DECODER_TASK:
             yield f"no runtime of AWS loads an encoder from --layout {layout}; --layout nxd keeps weights and graph"
     if options.dynamic_batch_size and via == "xla":
