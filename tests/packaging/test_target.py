@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass
 
@@ -109,6 +110,15 @@ def test_every_kind_is_served_or_refused(name: str, kind: Kind) -> None:
     assert set(found.serves.get(kind, ())) <= set(found.releases)
     assert kind not in found.serves or len(found.serves[kind]) > 0
     assert kind not in found.refusals or all(len(text) > 0 for text in found.refusals[kind])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_refusal_sends_nobody_to_another(name: str) -> None:
+    """A target that a hint names for the same artifact serves it."""
+    for kind, (_, instead) in TARGETS[name].refusals.items():
+        for other in re.findall(r"package ([a-z][a-z-]*)(?! CHECKPOINT| MODEL)\b", instead):
+            if "--from-" not in instead and "--via" not in instead and "--layout" not in instead:
+                assert kind in TARGETS[other].serves, f"{kind}: {instead}"
 
 
 @pytest.mark.parametrize("name", TARGETS)
