@@ -70,6 +70,17 @@ MORE: dict[str, tuple[str, str, Callable[[r.Files], None]]] = {
         r.edit("preprocessing/config.pbtxt", "max_batch_size: 8", "max_batch_size: 4"),
     ),
     "no group": ("instance-group", "engine", r.edit(ENGINE, "{ kind: KIND_CPU count: 1 }", "")),
+    "GPUs of a group on the CPU": ("instance-group", "engine", r.edit(ENGINE, "count: 1", "count: 1 gpus: [0]")),
+    "a tensor with two makers": (
+        "ensemble",
+        "ensemble",
+        r.edit(ENSEMBLE, 'key: "INPUT_ID" value: "_INPUT_ID"', 'key: "INPUT_ID" value: "_STOP_WORDS_IDS"'),
+    ),
+    "a cache of streams": (
+        "decoupled",
+        "engine",
+        r.edit(ENGINE, "decoupled: false }", "decoupled: true } response_cache { enable: true }"),
+    ),
     "no backend": ("backend", "engine", r.edit(ENGINE, 'backend: "tensorrtllm"', "")),
     "no tensor": ("tensors", "engine", r.edit(ENGINE, '"request_output_len"', '"max_tokens"')),
     "a policy that there is not": ("parameters", "policy", r.edit(ENGINE, '"max_utilization"', '"MAX_UTILIZATION"')),
@@ -84,6 +95,15 @@ MORE: dict[str, tuple[str, str, Callable[[r.Files], None]]] = {
         r.edit(ENSEMBLE, 'model_name: "postprocessing"', 'model_name: "detokenizer"'),
     ),
     "a tensor of another type": ("ensemble", "ensemble", r.typed(ENSEMBLE, "max_tokens", "TYPE_INT32", "TYPE_INT64")),
+    "a tensor of another shape": (
+        "ensemble",
+        "ensemble",
+        r.edit(
+            ENSEMBLE,
+            'name: "bad_words" data_type: TYPE_STRING dims: [-1]',
+            'name: "bad_words" data_type: TYPE_STRING dims: [1, 1]',
+        ),
+    ),
     "a tensor from nowhere": (
         "ensemble",
         "ensemble",

@@ -57,7 +57,7 @@ READ: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REFUSED: dict[str, tuple[str, str]] = {
     "an unknown field": ('name: "a"\nmax_bach_size: 8', "c:2: max_bach_size: no such field"),
-    "an unknown inner field": ('input { nam: "a" }', "c:1: input[0].nam: no such field"),
+    "an unknown inner field": ('input { title: "a" }', "c:1: input[0].title: no such field"),
     "an integer for a string": ("name: 8", "c:1: name: 8; expected a string in quotes"),
     "a string for an integer": ('max_batch_size: "8"', 'c:1: max_batch_size: "8"; expected an integer'),
     "an integer out of range": ("max_batch_size: 2147483648", "c:1: max_batch_size: 2147483648"),
@@ -145,8 +145,8 @@ def test_written() -> None:
 
 def test_a_field_that_does_not_exist_is_not_written() -> None:
     """A message with a field outside the schema is our bug, not a file."""
-    with pytest.raises(ValueError, match="ModelInput has no field nam"):
-        render({"input": [{"nam": "x"}]})
+    with pytest.raises(ValueError, match="ModelInput has no field title"):
+        render({"input": [{"title": "x"}]})
 
 
 def scalars(kind: str) -> st.SearchStrategy[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmcompile.packaging.target import Finding, Package, Request, Serving, Target, flag
+from llmcompile.packaging.target import Finding, Package, Request, Serving, Target, flag, without_neuron
 from llmcompile.packaging.triton.tensors import GENERATIONS, generation_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ LLMAPI = "1.3"
 """First release of TensorRT-LLM that loads no engines: its backend for Triton loads Hugging Face checkpoints."""
 FASTERTRANSFORMER = "fastertransformer-1.4"
 """Last release of the FasterTransformer backend."""
-_NEURON = ("Triton's backends are for GPUs and CPUs", "llmcompile package lmi, or llmcompile package tgi")
 
 RULES: Mapping[str, str] = MappingProxyType(
     {
@@ -139,12 +138,7 @@ TARGET: Target[TritonOptions] = Target(
                 "it loads engines",
                 "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then package ENGINE",
             ),
-            "neuron-optimum": _NEURON,
-            "neuron-sdk-2.16": _NEURON,
-            "neuron-lmi-split": _NEURON,
-            "neuron-lmi-cache": _NEURON,
-            "neuron-nxd": _NEURON,
-            "neuron-lowered": _NEURON,
+            **without_neuron("Triton's backends are for GPUs and CPUs"),
         }
     ),
     plan=plan,

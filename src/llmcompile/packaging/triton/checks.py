@@ -1,4 +1,8 @@
-"""What must be true of a model repository for Triton to load it, written from the side that reads."""
+"""What must be true of a model repository for Triton to load it, written from the side that reads.
+
+Source of what may be joined in an ensemble: triton-inference-server/core@05295b70:src/ensemble_scheduler/
+ensemble_utils.cc; of each backend's demands, what the module that writes its configuration names.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 Said: TypeAlias = tuple[Status, str, str, str, str]
 """Status, subject, found, expected, hint."""
+Seen: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""Type, dimensions, dimensions with the batch's."""
 
 _BACKENDS = ("tensorrtllm", "python", "fastertransformer")
 _OWN_GPUS = ("tensorrtllm", "fastertransformer")
@@ -160,13 +166,13 @@ def _instance_group(repository: Repository) -> Iterator[Said]:
         kinds = [group.get("kind", "KIND_AUTO") for group in groups]
         if message.get("backend", "") not in _OWN_GPUS:
             continue
-        if kinds == ["KIND_CPU"] and groups[0].get("count", 1) > 0:
+        if kinds == ["KIND_CPU"] and groups[0].get("count", 1) > 0 and groups[0].get("gpus", []) == []:
             yield _ok(_subject(name), f"{groups[0].get('count', 1)} of KIND_CPU")
             continue
         yield _failed(
             _subject(name, "instance_group"),
             ", ".join(kinds) if kinds != [] else "not given, which is one for each GPU",
-            "one group of KIND_CPU: the backend takes the GPUs itself",
+            "one group of KIND_CPU, without gpus: the backend takes the GPUs itself",
             "write instance_group [ { count: 1 kind: KIND_CPU } ]",
         )
 
@@ -302,14 +308,15 @@ def _batch(repository: Repository) -> Iterator[Said]:
     for name, message in repository.models.items():
         subject, batch = _subject(name, "max_batch_size"), message.get("max_batch_size", 0)
         built = _built_batch(repository, message)
-        preferred = max(message.get("dynamic_batching", {}).get("preferred_batch_size", []), default=0)
-        if message.get("backend", "") in _OWN_GPUS and batch < 1:
+        sizes = message.get("dynamic_batching", {}).get("preferred_batch_size", [])
+        wrong = [size for size in sizes if not 0 < size <= batch]
+        if batch < (1 if message.get("backend", "") in _OWN_GPUS else 0):
             yield _failed(subject, str(batch), "at least 1: the tensors have a dimension for the batch", "raise it")
         elif built is not None and batch > built:
             yield _failed(subject, str(batch), f"at most {built}, for which the engine was built", f"write {built}")
-        elif preferred > batch:
-            found = f"preferred_batch_size {preferred} of max_batch_size {batch}"
-            yield _failed(_subject(name, "dynamic_batching"), found, f"at most {batch}", f"write {batch}")
+        elif wrong != []:
+            found = f"preferred_batch_size {wrong[0]} of max_batch_size {batch}"
+            yield _failed(_subject(name, "dynamic_batching"), found, f"1 to {batch}", f"write {batch}")
         elif built is not None:
             yield _ok(subject, f"{batch} of {built}")
     for name, message in repository.ensembles():
@@ -331,6 +338,8 @@ def _ensemble_batch(repository: Repository, name: str, message: Message) -> Iter
             continue
         batch = part.get("max_batch_size", 0)
         subject = _subject(name, "max_batch_size")
+        if batch == 0:
+            continue
         if whole > batch:
             found = f"{whole}, and {batch} in {step['model_name']}"
             yield _failed(subject, found, "one number in all of them", f"write {batch}")
@@ -494,15 +503,21 @@ def _decoupled(repository: Repository) -> Iterator[Said]:
     for name, streaming in engines.items():
         yield _ok(_subject(name), "streaming" if streaming else "one answer to a request")
     for name, message in repository.models.items():
-        called = _raw(message, "tensorrt_llm_model_name") if _calls_engine(message) else None
-        steps = {step.get("model_name", "") for step in message.get("ensemble_scheduling", {}).get("step", [])}
-        policy = "model_transaction_policy" in message or called is not None
-        for engine in sorted({called, *steps} & set(engines)) if policy else []:
-            if _is_decoupled(message) != engines[engine]:
-                found = f"decoupled is {_is_decoupled(message)}, and {engines[engine]} in {engine}"
-                yield _failed(_subject(name), found, "the same in both", "write it alike in both")
-            else:
-                yield _ok(_subject(name), f"as {engine}")
+        engine = _raw(message, "tensorrt_llm_model_name")
+        if engine not in engines:
+            continue
+        if _is_decoupled(message) == engines[engine]:
+            yield _ok(_subject(name), f"as {engine}")
+        else:
+            found = f"decoupled is {_is_decoupled(message)}, and {engines[engine]} in {engine}"
+            yield _failed(_subject(name), found, "the same in both", "write it alike in both")
+    for name, message in repository.models.items():
+        if _is_decoupled(message) and message.get("response_cache", {}).get("enable", False) is True:
+            found = "response_cache beside decoupled, which Triton refuses"
+            yield _failed(_subject(name), found, "one of the two", "remove response_cache")
+    for name, message in repository.ensembles():
+        if "model_transaction_policy" in message:
+            yield _note(_subject(name), "decoupled is given, and Triton sets it by the steps", "left out")
 
 
 def _is_decoupled(message: Message) -> bool:
@@ -550,8 +565,9 @@ def _ensemble(repository: Repository) -> Iterator[Said]:
 
 def _wiring(repository: Repository, name: str, message: Message) -> Iterator[Said]:
     """What is wrong with the steps: tensors flow from the ensemble's inputs, by names of its own, to its outputs."""
-    flowing = {tensor: _typed(item) for tensor, item in tensors(message, "input").items()}
-    steps = message["ensemble_scheduling"].get("step", [])
+    batched = message.get("max_batch_size", 0) > 0
+    flowing = {tensor: _seen(item, batched) for tensor, item in tensors(message, "input").items()}
+    steps, made = message["ensemble_scheduling"].get("step", []), set[str]()
     if steps == []:
         yield _failed(_subject(name, "ensemble_scheduling"), "no step", "a step for each model", "add the steps")
     for step in steps:
@@ -562,19 +578,23 @@ def _wiring(repository: Repository, name: str, message: Message) -> Iterator[Sai
                 found = f"{model!r}, which is not in the repository"
                 yield _failed(_subject(name, "model_name"), found, "a folder of it", "copy the model, or correct it")
             continue
-        given = {step["output_map"][key]: _typed(item) for key, item in tensors(part, "output").items()
-                 if key in step.get("output_map", {})}  # fmt: skip
-        flowing |= given
+        given, mapped = tensors(part, "output"), step.get("output_map", {})
+        for tensor in sorted(made & set(mapped.values())):
+            yield _failed(_subject(name, f"step {model} output_map"), f"{tensor} again", "one maker", "remove one")
+        made |= set(mapped.values())
+        inside = part.get("max_batch_size", 0) > 0
+        flowing |= {mapped[key]: _seen(item, inside) for key, item in given.items() if key in mapped}
     for step in steps:
         yield from _step(repository, name, step, flowing)
     for tensor, item in tensors(message, "output").items():
-        if flowing.get(tensor, "") == "":
+        arriving, declared = flowing.get(tensor), _seen(item, batched)
+        if arriving is None:
             yield _failed(_subject(name, f"output {tensor}"), "made by no step", "an output_map to it", "map it")
-        elif flowing[tensor] != _typed(item):
-            yield _failed(_subject(name, f"output {tensor}"), _typed(item), flowing[tensor], f"write {flowing[tensor]}")
+        elif not _agree(arriving, declared):
+            yield _failed(_subject(name, f"output {tensor}"), _said(declared), _said(arriving), "declare both alike")
 
 
-def _step(repository: Repository, name: str, step: Mapping[str, Any], flowing: Mapping[str, str]) -> Iterator[Said]:
+def _step(repository: Repository, name: str, step: Mapping[str, Any], flowing: Mapping[str, Seen]) -> Iterator[Said]:
     model = step.get("model_name", "")
     part = repository.models.get(model)
     if part is None:
@@ -583,23 +603,42 @@ def _step(repository: Repository, name: str, step: Mapping[str, Any], flowing: M
     for side, mapped in (("input", step.get("input_map", {})), ("output", step.get("output_map", {}))):
         for key in sorted(set(mapped) - set(tensors(part, side))):
             yield _failed(f"{subject} {side}_map {key}", "not in the model", f"an {side} of {model}", "correct it")
-    mapped = step.get("input_map", {})
+    mapped, inside = step.get("input_map", {}), part.get("max_batch_size", 0) > 0
     for key, item in taken.items():
         if key not in mapped:
             if item.get("optional", False) is not True:
                 yield _failed(f"{subject} input_map {key}", "not mapped, and not optional", "a tensor", "map it")
             continue
-        arriving = flowing.get(mapped[key])
+        arriving, declared = flowing.get(mapped[key]), _seen(item, inside)
         if arriving is None:
             found = f"{mapped[key]}, which is no input of the ensemble and no step's output"
             yield _failed(f"{subject} input_map {key}", found, "a tensor that there is", "correct it")
-        elif arriving != _typed(item):
-            found = f"{mapped[key]} of {arriving}"
-            yield _failed(f"{subject} input_map {key}", found, _typed(item), "declare both with one type")
+        elif not _agree(arriving, declared):
+            found = f"{mapped[key]} of {_said(arriving)}"
+            yield _failed(f"{subject} input_map {key}", found, _said(declared), "declare both alike")
 
 
 def _typed(item: Message) -> str:
     return str(item.get("data_type", "TYPE_INVALID"))
+
+
+def _seen(item: Message, batched: bool) -> Seen:
+    """A tensor as an ensemble sees it: its type, and its dimensions without and with the batch's."""
+    dims = tuple(item.get("dims", ()))
+    return _typed(item), dims, (-1, *dims) if batched else dims
+
+
+def _agree(one: Seen, other: Seen) -> bool:
+    """Whether two tensors may be one, as Triton compares them: -1 fits every size."""
+    return one[0] == other[0] and (_fit(one[1], other[1]) or _fit(one[2], other[2]))
+
+
+def _fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
+
+
+def _said(tensor: Seen) -> str:
+    return f"{tensor[0]} {list(tensor[1])}"
 
 
 def _model_py(repository: Repository) -> Iterator[Said]:
