@@ -448,7 +448,7 @@ def test_every_other_kind_is_refused_with_a_command(kind: Any) -> None:
         TARGET.choose(kind, None)
 
     assert "vLLM" in raised.value.problems[0].found
-    assert "llmcompile package" in raised.value.problems[0].hint
+    assert "llmcompile " in raised.value.problems[0].hint
 
 
 def test_an_unknown_release_is_refused() -> None:

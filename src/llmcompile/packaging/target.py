@@ -41,6 +41,15 @@ KINDS: Mapping[Kind, str] = {
     "neuron-lowered": "a Neuron export that is not compiled yet",
     "hf": "a Hugging Face checkpoint",
 }
+_LMI = "llmcompile package lmi ARTIFACT OUTPUT"
+_NEURON_ELSEWHERE: Mapping[Kind, str] = {
+    "neuron-optimum": "llmcompile package tgi ARTIFACT OUTPUT, or package sagemaker",
+    "neuron-sdk-2.16": _LMI,
+    "neuron-lmi-split": _LMI,
+    "neuron-lmi-cache": _LMI,
+    "neuron-nxd": "llmcompile export neuron --model MODEL --layout lmi-split COMPILED, then llmcompile package lmi",
+    "neuron-lowered": "llmcompile export neuron --from-lowered ARTIFACT COMPILED, then package that for another server",
+}
 Status = Literal["ok", "failed", "note", "skipped"]
 
 
@@ -225,6 +234,11 @@ class Target(Generic[O]):
         raise UnsupportedError(
             f"{self.title} {flag}", known, f"one of {', '.join(serving)}", f"add {flag} {serving[0]}, or leave it out"
         )
+
+
+def without_neuron(why: str) -> dict[Kind, tuple[str, str]]:
+    """The refusals of a server that knows no Neuron: for each such kind, why, and the server that takes it."""
+    return {kind: (why, instead) for kind, instead in _NEURON_ELSEWHERE.items()}
 
 
 def _release(asked: str, releases: Sequence[str]) -> str | None:

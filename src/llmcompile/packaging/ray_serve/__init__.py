@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmcompile.packaging.ray_serve.engine_args import DTYPES
 from llmcompile.packaging.ray_serve.releases import RELEASES
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_neuron
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -134,10 +134,7 @@ _TRTLLM = (
     "its engine is vLLM, and RayLLM's TensorRT-LLM engine has no successor there",
     f"llmcompile package triton ARTIFACT OUTPUT; or {_BUILD}",
 )
-_NEURON = (
-    "its engine is vLLM, which does not read Neuron graphs; the plug-in of optimum-neuron was not verified with it",
-    f"llmcompile package tgi ARTIFACT OUTPUT, or package lmi; or {_BUILD}",
-)
+_NO_NEURON = "its engine is vLLM, which does not read Neuron graphs; optimum-neuron's plug-in was not verified with it"
 _REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
     {
         "ft": (
@@ -145,13 +142,11 @@ _REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
             f"llmcompile package triton ARTIFACT OUTPUT, or package lmi; or {_BUILD}",
         ),
         "trtllm-engine": _TRTLLM,
-        "trtllm-checkpoint": _TRTLLM,
-        "neuron-optimum": _NEURON,
-        "neuron-sdk-2.16": _NEURON,
-        "neuron-lmi-split": _NEURON,
-        "neuron-lmi-cache": _NEURON,
-        "neuron-nxd": _NEURON,
-        "neuron-lowered": _NEURON,
+        "trtllm-checkpoint": (
+            _TRTLLM[0],
+            f"llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then package triton; or {_BUILD}",
+        ),
+        **without_neuron(_NO_NEURON),
     }
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_neuron
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -107,14 +107,7 @@ _REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
             "servers load engines",
             "on the GPU host, type: llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE",
         ),
-        **dict.fromkeys(
-            ("neuron-sdk-2.16", "neuron-lmi-split", "neuron-lmi-cache", "neuron-optimum", "neuron-nxd"),
-            ("it knows no Neuron", "type: llmcompile package lmi ARTIFACT OUTPUT"),
-        ),
-        "neuron-lowered": (
-            "it knows no Neuron",
-            "type: llmcompile export neuron --from-lowered ARTIFACT COMPILED, and package that for lmi",
-        ),
+        **without_neuron("it knows no Neuron"),
     }
 )
 
