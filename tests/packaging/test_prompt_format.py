@@ -136,6 +136,22 @@ BRACES = Template(
     {},
     False,
 )
+GEMMA_3 = Template(
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] + '\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set told = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + "
+    "(told if loop.first else '') + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+    {"bos_token": "<bos>", "eos_token": "<eos>"},
+    True,
+)
+FALCON = Template(
+    "{% for m in messages %}{{ '' if loop.first else '\n' }}"
+    "{{ {'system': 'System: ', 'user': 'User: ', 'assistant': 'Falcon: '}[m['role']] + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\nFalcon:' }}{% endif %}",
+    {},
+    False,
+)
 _HEADER = "<|start_header_id|>{role}<|end_header_id|>\n\n"
 _CHATML = Format(
     system="<|im_start|>system\n{instruction}<|im_end|>\n",
@@ -202,6 +218,26 @@ EXPECTED: dict[str, tuple[Template, Format]] = {
             trailing_assistant=" ASSISTANT:",
             user=" USER: {instruction}",
             default_system_message="A chat.",
+            strip_whitespace=False,
+        ),
+    ),
+    "Gemma-3": (
+        GEMMA_3,
+        Format(
+            system="{instruction}\n\n",
+            assistant="<start_of_turn>model\n{instruction}<end_of_turn>\n",
+            trailing_assistant="<start_of_turn>model\n",
+            user="<start_of_turn>user\n{system}{instruction}<end_of_turn>\n",
+            system_in_user=True,
+        ),
+    ),
+    "Falcon": (
+        FALCON,
+        Format(
+            system="System: {instruction}\n",
+            assistant="Falcon: {instruction}\n",
+            trailing_assistant="Falcon:",
+            user="User: {instruction}\n",
             strip_whitespace=False,
         ),
     ),
