@@ -955,3 +955,8 @@ def test_a_known_key_is_never_taken_for_another() -> None:
     assert [key for key in KEYS if meant(key) is not None] == []
     assert meant("option.num_scheduler_steps") is None
     assert meant("option.max_rolling_batchsize") == "option.max_rolling_batch_size"
+
+
+def test_every_release_that_can_be_asked_for_is_known() -> None:
+    """In the same order, newest first."""
+    assert TARGET.releases == tuple(RELEASES)
