@@ -233,6 +233,23 @@ def test_the_container_can_be_tried_on_a_host(optimum: Artifact) -> None:
     assert files[".env"].decode().splitlines()[0] == "SM_ON_MODEL=/opt/ml/model"
 
 
+def test_a_region_that_has_no_such_image_is_noted(optimum: Artifact) -> None:
+    """AWS lists optimum-neuron's vLLM image in eleven regions."""
+    there, elsewhere = (plan(optimum, **{**FULL, "region": region}).notes for region in ("eu-west-1", "eu-west-2"))
+
+    assert not any("AWS's list" in note for note in there)
+    assert any("not in eu-west-2" in note for note in elsewhere)
+
+
+def test_the_runtime_of_the_manifest_counts_for_its_release(engine: Artifact) -> None:
+    """A package for an image of one's own stays right when it is looked at later."""
+    files = package(engine, DJL, "1.2.1")
+    record = {"package": {"version": DJL, "runtime": "1.2.1"}}
+
+    assert failed(files, DJL) == {"lmi"}
+    assert failed(files | {"llmcompile.json": json.dumps(record).encode()}, None) == set()
+
+
 def test_nothing_is_invented(optimum: Artifact) -> None:
     """No role, no image and no place are written that were not given; the lint notes them."""
     files = package(optimum)

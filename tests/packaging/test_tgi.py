@@ -139,6 +139,33 @@ def test_five_cores_take_three_devices(artifact: Artifact) -> None:
     assert content["services"]["vllm"]["devices"] == ["/dev/neuron0", "/dev/neuron1", "/dev/neuron2"]
 
 
+def test_32_cores_of_trainium2_take_eight_devices(artifact: Artifact) -> None:
+    """Four of them are on a device, as in optimum-neuron's own example of LLaMA 70B."""
+    many = of_release(artifact, VLLM, tp_degree=32, target="trn2", checkpoint_id="org/model")
+
+    files = package(many)
+
+    assert len(yaml.safe_load(files["docker-compose.yaml"])["services"]["vllm"]["devices"]) == 8
+    assert failed(files) == set()
+
+
+def test_an_embedding_decoder_is_served_by_the_release_that_can(artifact: Artifact) -> None:
+    """optimum-cli neuron serve has --task from 0.4.5 on."""
+    embeds = replace(artifact, task="feature-extraction")
+
+    assert variables(package(embeds))["SM_ON_TASK"] == "embed"
+    assert failed(package(embeds)) == set()
+    with pytest.raises(UnsupportedError, match="a decoder for feature-extraction"):
+        package(of_release(embeds, "0.4.4"), release="0.4.4")
+
+
+def test_weights_that_are_on_the_hub_are_noted(artifact: Artifact) -> None:
+    """An export may have its graphs alone."""
+    made = TARGET.plan(of_release(artifact, VLLM, checkpoint_id="org/model"), TgiOptions(), Request(VLLM))
+
+    assert "fetches org/model" in made.notes[0]
+
+
 def test_replicas_have_devices_of_their_own_behind_nginx(artifact: Artifact) -> None:
     """Three containers, each reached by its name alone."""
     files = package(artifact, TgiOptions(replicas=3, port=9000))
@@ -414,6 +441,7 @@ def test_a_broken_package_fails_by_the_rules_name(rule: str, artifact: Artifact)
         (service(devices=[]), "devices"),
         (service(ports=[]), "ports"),
         (service(image=None), "compose"),
+        (service(image="ghcr.io/huggingface/text-generation-inference:3.3.4-neuron"), "compose"),
         (content("docker-compose.yaml", "services: [\n"), "compose"),
         (content("docker-compose.yaml", "[" * 5000), "compose"),
         (without("docker-compose.yaml"), "compose"),
@@ -455,13 +483,14 @@ def test_the_vllm_image_takes_nothing_but_what_was_compiled(
     assert failed(change(package(artifact))) == {rule}
 
 
-def test_an_argument_of_vllm_is_a_note_and_one_for_0_4_0_a_failure(artifact: Artifact) -> None:
-    """What the command does not know goes to vLLM from 0.4.2 on; before, its parser stops."""
-    newer = env("SM_ON_MAX_LOGPROBS", "5")(package(artifact))
-    older = env("SM_ON_MAX_LOGPROBS", "5")(package(of_release(artifact, "0.4.0"), release="0.4.0"))
+@pytest.mark.parametrize(
+    ("release", "status"), [("0.4.5", "note"), ("0.4.2", "note"), ("0.4.1", "failed"), ("0.4.0", "failed")]
+)
+def test_what_the_command_does_not_know_goes_to_vllm_or_stops_it(release: str, status: str, artifact: Artifact) -> None:
+    """Unknown arguments are passed on from 0.4.2 on; before, the parser stops."""
+    files = env("SM_ON_MAX_LOGPROBS", "5")(package(of_release(artifact, release), release=release))
 
-    assert {found.status for found in findings(newer) if found.rule == "variables"} == {"note", "ok"}
-    assert failed(older, "0.4.0") == {"variables"}
+    assert {found.status for found in findings(files, release) if found.rule == "variables"} - {"ok"} == {status}
 
 
 def test_an_old_name_is_named_with_its_successor(artifact: Artifact) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
-from llmcompile.packaging.target import Finding
+from llmcompile.packaging.target import Finding, Serving
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -60,13 +60,20 @@ Source: awslabs/llm-hosting-container@421a60a:huggingface/pytorch/optimum/docker
 """
 PREFIX = "SM_ON_"
 """Of every variable of the vLLM images: the rest, in lower case, is an argument of `optimum-cli neuron serve`."""
-_FLAGS = ("SM_ON_ALLOW_NON_CACHED_MODEL", "SM_ON_TASK")
+EMBEDS = "0.4.5"
+"""The release whose command has --task. Source: huggingface/optimum-neuron@v0.4.5:optimum/commands/neuron/serve.py."""
 SECRETS = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)(_|$)")
 """Names whose value is nobody's business: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, AWS_SECRET_ACCESS_KEY, ..."""
 _SECRET_VALUES = re.compile(r"(hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})")
 """Tokens of Hugging Face's hub, and names of AWS's keys."""
-CORES_OF_DEVICE = 2
-"""Of Inferentia2 and Trainium1. Source: huggingface/optimum-neuron@v0.3.0:optimum/neuron/utils/system.py."""
+
+
+def devices_for(cores: int, target: str | None) -> int:
+    """Devices with so many NeuronCores: two on one, on Trainium2 four of two physical ones each.
+
+    Source: huggingface/optimum-neuron@v0.4.5:optimum/neuron/utils/system.py (cores_per_device).
+    """
+    return -(-cores // (4 if target == "trn2" else 2))
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,19 @@ class Image:
         optimum-neuron@v0.4.5:optimum/commands/neuron/serve.py raises where they differ.
         """
         return self.column != "0.2.0"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Further variables that the command of a vLLM image knows."""
+        return ("SM_ON_ALLOW_NON_CACHED_MODEL", *(("SM_ON_TASK",) if self.release == EMBEDS else ()))
+
+    @property
+    def strict(self) -> bool:
+        """Whether the command stops at an argument that it does not know; later it passes those on to vLLM.
+
+        Source: optimum-neuron@v0.4.1, v0.4.2:optimum/commands/neuron/serve.py (parse_args).
+        """
+        return self.release in ("0.4.0", "0.4.1")
 
     def names(self, fact: Fact, *, sagemaker: bool) -> tuple[str, ...]:
         """The variables that say a fact, all of which must be set alike."""
@@ -291,11 +311,13 @@ def servable(artifact: Artifact, image: Image, runtime: str | None) -> Record:
         CheckpointError: It does not say what it was compiled for.
     """
     record = read_record(artifact.tree)
-    if record is None or record.kind != "traced":
+    embeds = artifact.task == "feature-extraction" and image.release == EMBEDS
+    if record is None or record.kind != "traced" or (artifact.task not in (None, "text-generation") and not embeds):
+        what = "no decoder" if record is None or record.kind != "traced" else f"a decoder for {artifact.task}"
         raise UnsupportedError(
             f"{artifact.path}",
-            f"{artifact.task or 'a model'} without neuron_config.json: no decoder",
-            "a decoder: these images generate text",
+            f"{artifact.task or 'a model'}: {what}",
+            f"a decoder: these images generate text, and that of {EMBEDS} also embeds",
             "load it with optimum-neuron's NeuronModelFor... class in a server of your own",
         )
     made = made_by(artifact)
@@ -341,7 +363,14 @@ class Limits:
 
 
 def environment(
-    record: Record, image: Image, limits: Limits, model: str, name: str | None, *, sagemaker: bool = False
+    record: Record,
+    image: Image,
+    limits: Limits,
+    *,
+    model: str,
+    name: str | None = None,
+    task: str | None = None,
+    sagemaker: bool = False,
 ) -> dict[str, str]:
     """The variables of an image for a model, in the order of the table.
 
@@ -351,6 +380,7 @@ def environment(
         limits: What is asked.
         model: Folder in the container.
         name: Under which it is served; None for the folder's.
+        task: Of the model; None where nothing says so.
         sagemaker: Whether the image is started by SageMaker's script.
 
     Raises:
@@ -381,12 +411,13 @@ def environment(
         "cores": str(record.cores),
         "dtype": None if image.vllm else record.dtype,
     }
-    return {
+    made = {
         variable: value
         for fact, value in said.items()
         for variable in image.names(fact, sagemaker=sagemaker)
         if value is not None
     }
+    return made | ({"SM_ON_TASK": "embed"} if task == "feature-extraction" else {})
 
 
 def _limited(flag: str, asked: int | None, compiled: int, image: Image) -> int:
@@ -487,13 +518,22 @@ def packaged_version(tree: Tree) -> str | None:
     return _text(package.get("version")) if isinstance(package, dict) else None
 
 
+def packaged_runtime(tree: Tree, serving: Serving) -> str | None:
+    """The runtime's version: as it was said, else as the manifest says for the same release."""
+    manifest = _json(tree, "llmcompile.json")
+    package = None if manifest is None else manifest.get("package")
+    if serving.runtime_version is not None or not isinstance(package, dict):
+        return serving.runtime_version
+    return _text(package.get("runtime")) if serving.version in (None, package.get("version")) else None
+
+
 def lint(look: Served) -> Iterator[Finding]:
     """At least one finding for each rule of `RULES` but "secrets"."""
     for rule, check in _CHECKS.items():
         yield from check(rule, look)
 
 
-DEVICES = "Each container has a device for every two NeuronCores, and shares none."
+DEVICES = "Each container has a device for every two NeuronCores, four on Trainium2, and shares none."
 
 
 def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Finding]:
@@ -503,7 +543,7 @@ def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Fin
         why = "no container" if len(servers) == 0 else "the model does not say its cores"
         yield Finding("devices", "skipped", file, why)
         return
-    needed, wrong = -(-cores // CORES_OF_DEVICE), 0
+    needed, wrong = devices_for(cores, look.record.target if look.record is not None else None), 0
     taken: dict[str, str] = {}
     for service in servers:
         subject = f"{file}: {service.name}"
@@ -511,7 +551,7 @@ def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Fin
         if len(own) != needed:
             wrong += 1
             hint = f"list {needed} of /dev/neuron0, /dev/neuron1, ..."
-            expected = f"{needed}: {cores} NeuronCores, {CORES_OF_DEVICE} of a device"
+            expected = f"{needed}, for {cores} NeuronCores"
             yield Finding("devices", "failed", subject, f"{len(own)} devices", expected, hint)
         for device in sorted(own & taken.keys()):
             wrong += 1
@@ -520,6 +560,13 @@ def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Fin
         taken |= dict.fromkeys(own, service.name)
     if wrong == 0:
         yield Finding("devices", "ok", file, f"{needed} for each of {len(servers)}", f"{cores} NeuronCores")
+
+
+def fetched(record: Record) -> str:
+    """A note on what the container fetches when it starts."""
+    if record.weights is None:
+        return "no token is written: the model is here, and nothing is fetched"
+    return f"the weights are not here: the container fetches {record.weights} when it starts, which may need HF_TOKEN"
 
 
 def secrets(files: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
@@ -568,15 +615,17 @@ def _variables(rule: str, look: Served) -> Iterator[Finding]:
     if look.image is None:
         yield Finding(rule, "skipped", look.where, "the image is not known", "", _VERSION)
         return
-    column, wrong = look.image.column, 0
+    wrong = 0
     for name in look.variables:
         fact = known(name)
         if fact is None:
-            if name.startswith(PREFIX) and name not in _FLAGS and column == "0.4.0":
+            if not name.startswith(PREFIX) or not look.image.vllm or name in look.image.arguments:
+                pass
+            elif look.image.strict:
                 wrong += 1
                 found = f"an argument that optimum-cli neuron serve of {look.image.release} does not take"
-                yield Finding(rule, "failed", f"{look.where}: {name}", found, "", "take it out, or use 0.4.2")
-            elif name.startswith(PREFIX) and name not in _FLAGS:
+                yield Finding(rule, "failed", f"{look.where}: {name}", found, "", "take it out, or use 0.4.2 or later")
+            else:
                 yield Finding(rule, "note", f"{look.where}: {name}", "goes to vLLM as it is", "an argument of vLLM")
             continue
         taken = look.names(fact)

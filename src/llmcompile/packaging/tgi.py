@@ -69,7 +69,7 @@ def plan(artifact: Artifact, options: TgiOptions, request: Request) -> Package:
     named = options.served_model_name
     if named is None and neuron_env.TABLE["name"][image.column] != ():
         named = served_name(artifact.model)
-    variables = neuron_env.environment(record, image, limits, MOUNT, named)
+    variables = neuron_env.environment(record, image, limits, model=MOUNT, name=named, task=artifact.task)
     reference = image.docker if options.image is None else options.image
     texts = {ENV: dotenv.write(variables), COMPOSE: compose.write(_services(image, record, reference, options))}
     if options.replicas > 1:
@@ -78,7 +78,7 @@ def plan(artifact: Artifact, options: TgiOptions, request: Request) -> Package:
         texts=texts,
         links={f"{FOLDER}/{path}": path for path in artifact.tree.files if path != "llmcompile.json"},
         runtime=image.compiler if request.runtime_version is None else request.runtime_version,
-        notes=_notes(image, options),
+        notes=_notes(image, record, options),
         next=("cd {output} && docker compose up", _question(image, options.port)),
     )
 
@@ -90,7 +90,7 @@ def served_name(model: str) -> str:
 
 def _services(image: Image, record: Record, reference: str, options: TgiOptions) -> dict[str, dict[str, Any]]:
     assert record.cores is not None
-    devices = -(-record.cores // neuron_env.CORES_OF_DEVICE)
+    devices = neuron_env.devices_for(record.cores, record.target)
     word = "vllm" if image.vllm else "tgi"
     made: dict[str, dict[str, Any]] = {}
     for replica in range(options.replicas):
@@ -124,8 +124,8 @@ def _nginx(image: Image, replicas: int) -> str:
     )
 
 
-def _notes(image: Image, options: TgiOptions) -> tuple[str, ...]:
-    notes = ["no token is written: the model is here, and nothing is fetched"]
+def _notes(image: Image, record: Record, options: TgiOptions) -> tuple[str, ...]:
+    notes = [neuron_env.fetched(record)]
     if not image.vllm:
         notes.append("the image skips its own checks, since every variable is set; the lint makes them")
     if options.image is not None:
@@ -171,8 +171,10 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
     lines, findings = _lines(tree)
     yield from findings
     services, findings = _containers(tree)
-    yield from findings
     servers = [service for service in services if _serves(service)]
+    image = _image(tree, serving, servers)
+    others = list(_other_images(image, servers))
+    yield from others if others != [] and all(found.status == "ok" for found in findings) else [*findings, *others]
     variables = dict(dotenv.pairs(lines))
     for service in servers[:1]:
         variables |= service.environment
@@ -185,8 +187,8 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
         tree,
         folder=folder,
         mount=mount,
-        image=_image(tree, serving, servers),
-        runtime=serving.runtime_version,
+        image=image,
+        runtime=neuron_env.packaged_runtime(tree, serving),
     )
     yield from neuron_env.lint(look)
     yield from neuron_env.devices(look, servers, COMPOSE)
@@ -223,6 +225,16 @@ def _containers(tree: Tree) -> tuple[tuple[compose.Service, ...], list[Finding]]
             findings.append(Finding("compose", "failed", f"{file}: {service.name}", "no volume", "", hint))
     names = ", ".join(f"{service.name} ({service.image})" for service in servers)
     return services, findings or [Finding("compose", "ok", file, names)]
+
+
+def _other_images(image: Image | None, servers: list[compose.Service]) -> Iterator[Finding]:
+    """Images that are known to have another release than the package is for."""
+    for service in servers:
+        named = None if service.image is None else neuron_env.image_of(service.image)
+        if image is not None and named is not None and named.release != image.release:
+            found = f"{service.image}, with optimum-neuron {named.release}"
+            hint = f"image: {image.docker}"
+            yield Finding("compose", "failed", f"{COMPOSE}: {service.name}", found, image.release, hint)
 
 
 def _serves(service: compose.Service) -> bool:

@@ -18,7 +18,15 @@ from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.lmi import LmiOptions
 from llmcompile.packaging.neuron_env import DECODERS, IMAGES, Limits
 from llmcompile.packaging.sagemaker import api, rules
-from llmcompile.packaging.sagemaker.hosts import ACCOUNTS, INSTANCES, LMI_TAGS, Instance, image_uri, smallest
+from llmcompile.packaging.sagemaker.hosts import (
+    ACCOUNTS,
+    INSTANCES,
+    LMI_TAGS,
+    VLLM_REGIONS,
+    Instance,
+    image_uri,
+    smallest,
+)
 from llmcompile.packaging.sagemaker.rules import (
     ARCHIVE,
     COMPOSE,
@@ -114,6 +122,7 @@ class _Served:
         public: Image that starts alike, for any host; None where there is none.
         instance: The smallest that fits; None where none does.
         ami: Of the host, where it must be a certain one.
+        regions: That AWS's list has the image in; empty for all.
     """
 
     environment: Mapping[str, str]
@@ -122,6 +131,7 @@ class _Served:
     public: str | None
     instance: Instance | None
     ami: str | None
+    regions: tuple[str, ...] = ()
 
 
 def plan(artifact: Artifact, options: SageMakerOptions, request: Request) -> Package:
@@ -205,7 +215,7 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
     except LlmCompileError as error:
         raise _in_our_words(error, "--target-version ", OPTIMUM) from error
     limits = Limits(batch=options.max_batch_size, sequence=options.max_total_tokens, input=options.max_input_tokens)
-    environment = neuron_env.environment(record, image, limits, MOUNT, None, sagemaker=True)
+    environment = neuron_env.environment(record, image, limits, model=MOUNT, task=artifact.task, sagemaker=True)
     links = {path: path for path in artifact.tree.files if path != "llmcompile.json"}
     runtime = image.compiler if request.runtime_version is None else request.runtime_version
     assert artifact.manifest is not None
@@ -214,11 +224,12 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
     assert record.cores is not None
     return _Served(
         environment=environment,
-        inner=Package(texts={}, links=links, runtime=runtime),
+        inner=Package(texts={}, links=links, runtime=runtime, notes=(neuron_env.fetched(record),)),
         repository=image.sagemaker,
         public=image.docker if image.vllm else None,
         instance=smallest(family, record.cores),
         ami=_NEURON_AMI if image.vllm else None,
+        regions=VLLM_REGIONS if image.vllm else (),
     )
 
 
@@ -394,6 +405,7 @@ def _service(artifact: Artifact, image: str, options: SageMakerOptions, request:
     """The container as SageMaker would start it, to try it on a host that has the accelerators."""
     ranks = artifact.tp * artifact.pp
     neuron = artifact.kind.startswith("neuron")
+    target = None if artifact.manifest is None or artifact.manifest.neuron is None else artifact.manifest.neuron.target
     gpus = {"driver": "nvidia", "count": ranks, "capabilities": ["gpu"]}
     return {
         "image": image,
@@ -401,7 +413,7 @@ def _service(artifact: Artifact, image: str, options: SageMakerOptions, request:
         "env_file": [ENV],
         "ports": [f"{options.port}:{_PORT}"],
         **(
-            {"devices": [f"/dev/neuron{number}" for number in range(-(-ranks // neuron_env.CORES_OF_DEVICE))]}
+            {"devices": [f"/dev/neuron{number}" for number in range(neuron_env.devices_for(ranks, target))]}
             if neuron
             else {"deploy": {"resources": {"reservations": {"devices": [gpus]}}}, "shm_size": "12gb"}
         ),
@@ -420,11 +432,12 @@ def _notes(request: Request, options: SageMakerOptions, made: _Served, uri: str 
         notes.append(f"{MODEL} has no {', no '.join(word.partition(' ')[2] for word in left_out)}: write it in")
     if made.repository is None and options.image_uri is None:
         notes.append(f"AWS's list has no image for {request.version}: build your own, and give --image-uri")
+    if uri is not None and made.regions != () and options.image_uri is None and options.region not in made.regions:
+        notes.append(f"AWS's list has this image in {', '.join(made.regions)}, and not in {options.region}")
     if options.image_uri is not None:
         notes.append(f"checked for {request.version}; {options.image_uri} was not seen")
     if options.instance_type is None:
         notes.append("the instance is the smallest with enough accelerators; its memory was not counted")
-    notes.append("no token is written: the model is here, and nothing is fetched")
     return tuple(notes)
 
 

@@ -124,6 +124,20 @@ ACCOUNTS: Mapping[str, str] = {
     _MOST,
 )
 """Region -> account of its registry. Those of AWS's closed partitions are left out."""
+VLLM_REGIONS = (
+    "ap-northeast-1",
+    "ap-south-1",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "eu-central-1",
+    "eu-west-1",
+    "eu-west-3",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-west-2",
+)
+"""Where the SDK lists optimum-neuron's vLLM image. Source: huggingface-vllm-neuronx.json there."""
 LMI_TAGS: Mapping[str, Mapping[str, str]] = {
     "lmi": {
         "0.36": "0.36.0-lmi27.0.0-cu130",

@@ -15,7 +15,6 @@ from llmcompile.packaging.neuron_env import IMAGES, Image
 from llmcompile.packaging.sagemaker import api
 from llmcompile.packaging.sagemaker.hosts import INSTANCES, SAME_CODE
 from llmcompile.packaging.target import Finding, Serving
-from llmcompile.writing import MANIFEST
 
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
@@ -101,6 +100,11 @@ class Seen:
         return None if djl is None else f"{DJL}{djl.group(1)}"
 
     @property
+    def runtime(self) -> str | None:
+        """The vendor's runtime in the image, as it was said now or when the package was made."""
+        return neuron_env.packaged_runtime(self.tree, self.serving)
+
+    @property
     def lmi(self) -> bool:
         """Whether LMI serves it."""
         release = self.release
@@ -136,7 +140,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
         folder=FOLDER,
         mount=MOUNT,
         image=seen.image,
-        runtime=serving.runtime_version,
+        runtime=seen.runtime,
         sagemaker=True,
     )
     yield from _instance(seen, look)
@@ -477,24 +481,12 @@ def _precedence(seen: Seen) -> Iterator[Finding]:
         yield Finding("precedence", "ok", seen.where, f"{len(seen.environment)} variables, {len(entries)} properties")
 
 
-def _runtime(seen: Seen) -> str | None:
-    """The vendor's runtime in the image, as it was said now or when the package was made."""
-    if seen.serving.runtime_version is not None or MANIFEST not in seen.tree.files:
-        return seen.serving.runtime_version
-    try:
-        record = json.loads(seen.tree.read(MANIFEST))
-        runtime = record["package"]["runtime"]
-    except (ValueError, RecursionError, KeyError, TypeError, CheckpointError):
-        return None
-    return runtime if isinstance(runtime, str) else None
-
-
 def _lmi(seen: Seen) -> Iterator[Finding]:
     release = seen.release
     version = None if release is None or not release.startswith(DJL) else release.removeprefix(DJL)
     inner = seen.tree.under(FOLDER)
     failed = 0
-    for found in LMI.lint(inner, Serving(version, _runtime(seen), MOUNT)):
+    for found in LMI.lint(inner, Serving(version, seen.runtime, MOUNT)):
         if found.status == "failed":
             failed += 1
             subject = f"{FOLDER}/{found.subject}"
