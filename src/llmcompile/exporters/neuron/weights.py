@@ -49,8 +49,8 @@ def write_weights(values: Iterable[Value], read: Callable[[str], Tensor], work: 
     file = rank_file(0)
     if file in work.finished:
         return
-    # Tensors of whole words first, so that each lies on a multiple of its element size.
-    ordered = sorted(values, key=lambda value: (_bytes(value) % 4 != 0, value.name))
+    # Tensors of whole words first, then of whole halves, so that each lies on a multiple of its element size.
+    ordered = sorted(values, key=lambda value: (_bytes(value) % 4 != 0, _bytes(value) % 2 != 0, value.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for value in ordered:
