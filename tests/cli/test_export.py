@@ -162,6 +162,9 @@ def test_missing_shapes_are_named_with_a_value(run: Run, bert: Path, tmp_path: P
         (("--unet", "/nowhere"), "--unet"),
         (("--inline-weights-neff",), "--inline-weights-neff"),
         (("--no-validate", "--atol", "1"), "--no-validate"),
+        (("--via", "optimum"), "--stop-after"),
+        (("--torch_dtype", "bfloat16", "--auto_cast_type", "fp16"), "fp16 with --torch-dtype bfloat16"),
+        (("--compiler-workdir", "/dev/null/work"), "--compiler-workdir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -203,6 +206,38 @@ def test_tasks_are_listed(run: Run, bert: Path) -> None:
     assert result.code == 0
     assert "feature-extraction" in result.out
     assert "our own lowering" in result.out
+
+
+def test_a_head_that_was_not_saved_is_refused_before_any_work(run: Run, bert: Path, tmp_path: Path) -> None:
+    """Exit code 3, with the task that the checkpoint was saved for."""
+    words = ("--task", "text-classification", "--via", "xla", "--stop-after", "lower")
+    result = run("export", "neuron", "-m", bert, *SHAPES, *words, tmp_path / "out")
+
+    assert result.code == 3
+    assert "saved for fill-mask" in result.err
+    assert "--task fill-mask" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_without_their_head_are_not_listed(run: Run, bert: Path) -> None:
+    """A masked language model has its states, and no classifier."""
+    result = run("export", "neuron", "--list-tasks", bert)
+
+    assert [line.split()[0] for line in result.out.splitlines()] == ["feature-extraction", "fill-mask"]
+
+
+def test_a_dtype_said_twice_is_no_contradiction(run: Run, llama: Path, tmp_path: Path) -> None:
+    """--auto_cast_type means the weights of a decoder that is not cast, and beside a cast what is cast to."""
+    twice = dry(run, llama, tmp_path / "out", *SHAPES, "--torch_dtype", "bfloat16", "--auto_cast_type", "bf16")
+    both = dry(
+        run,
+        llama,
+        tmp_path / "out",
+        *SHAPES,
+        *("--torch_dtype", "bfloat16", "--auto_cast_type", "fp16", "--auto_cast", "matmul"),
+    )
+
+    assert (twice["dtype"], both["dtype"]) == ("bf16", "bf16")
 
 
 def test_a_model_is_needed(run: Run, tmp_path: Path) -> None:

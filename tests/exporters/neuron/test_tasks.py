@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from llmcompile.exporters.neuron.options import ENCODER_TASKS, TASKS, Shapes
-from llmcompile.exporters.neuron.tasks import ENCODERS, infer_task, missing_shapes, positions, supported_tasks
+from llmcompile.exporters.neuron.tasks import (
+    ENCODERS,
+    infer_task,
+    missing_shapes,
+    positions,
+    supported_tasks,
+    without_head,
+)
 
 BERT = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
@@ -97,6 +104,25 @@ def test_own_lowering_knows_encoders_that_optimum_does_not() -> None:
 def test_tasks_of_other_models(config: dict[str, Any], tasks: tuple[tuple[str, str], ...]) -> None:
     """Decoders of our tables by our lowering, the rest through optimum-neuron, or none."""
     assert supported_tasks(config) == tasks
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "lacks"),
+    [
+        ("fill-mask", "BertForMaskedLM", False),
+        ("fill-mask", "BertModel", True),
+        ("text-classification", "BertForMaskedLM", True),
+        ("feature-extraction", "BertForMaskedLM", False),
+        ("feature-extraction", "BertModel", False),
+        ("fill-mask", "BertForPreTraining", False),
+        ("text-generation", "BertForMaskedLM", False),
+        ("fill-mask", "LlamaForCausalLM", False),
+        ("image-classification", "ViTModel", False),
+    ],
+)
+def test_a_head_is_missing_where_another_was_saved(task: str, name: str, lacks: bool) -> None:
+    """The bare states are in every encoder; where config.json names no head that is known, the weights decide."""
+    assert without_head(task, {"model_type": "bert", "architectures": [name]}) == lacks
 
 
 def test_every_encoder_task_is_ours() -> None:
