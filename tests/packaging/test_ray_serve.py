@@ -567,6 +567,7 @@ BROKEN: dict[str, Breaker] = {
     "accelerator": edit("accelerator_type", "accelerator_type_a10"),
     "model-source": edit("model_loading_config.model_source.bucket_uri", "http://bucket/tiny"),
     "placement": edit("placement_group_config", {"bundles": [{"GPU": 1}]}),
+    "architecture": write("mirror/config.json", json.dumps({**CONFIG, "architectures": ["MptForCausalLM"]}).encode()),
     "parallel": edit("engine_kwargs.tensor_parallel_size", 3),
     "max-model-len": edit("engine_kwargs.max_model_len", 5000),
     "dtype": edit("engine_kwargs.dtype", "fp16"),
@@ -684,6 +685,47 @@ def test_what_works_but_deserves_a_look_is_a_note(good: tuple[Package, Artifact]
 
     assert "note" in {finding.status for finding in found(tree, rule)}
     assert rule not in failing(tree)
+
+
+@pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "BartForConditionalGeneration", "MyModel"])
+def test_a_class_that_vllm_has_no_code_for_is_noted(good: tuple[Package, Artifact], name: str) -> None:
+    """It may be served by Transformers' code or a plug-in, or not; a class that is known is no note."""
+    files = files_of(*good)
+    assert [finding.status for finding in found(tree_of(files), "architecture")] == ["ok"]
+
+    files["mirror/config.json"] = json.dumps({**CONFIG, "architectures": [name]}).encode()
+
+    assert [finding.status for finding in found(tree_of(files), "architecture")] == ["note"]
+
+
+def test_a_class_that_is_gone_fails_where_vllm_is_known(good: tuple[Package, Artifact]) -> None:
+    """MptForCausalLM was last in vLLM 0.28.0: Ray 2.60 brings 0.29.0, Ray 2.59 one that had it."""
+    files = files_of(*good)
+    BROKEN["architecture"](files)
+
+    assert failing(tree_of(files), "2.59", "0.27.0") == set()
+    assert "0.28.0" in found(tree_of(files), "architecture")[0].found
+
+
+def test_older_releases_ignore_what_newer_ones_refuse() -> None:
+    """Unknown keys of model_loading_config were ignored before 2.49."""
+    config = {"model_loading_config": {"model_id": "a", "bogus": 1}}
+
+    assert [flaw.effect for flaw in flaws(config, "2.48")] == ["ignored"]
+    assert [flaw.effect for flaw in flaws(config, "2.49")] == ["refused"]
+
+
+def test_the_install_command_is_complete(artifact: Artifact) -> None:
+    """Ray 2.53 to 2.55 do not start without boto3, which ray[llm] does not bring."""
+    commands = {
+        version: plan(artifact, RayServeOptions(), Request(version)).next[0] for version in ("2.52", "2.53", "2.56")
+    }
+
+    assert commands == {
+        "2.52": 'pip install "ray[serve,llm]==2.52.*"',
+        "2.53": 'pip install "ray[serve,llm]==2.53.*" boto3',
+        "2.56": 'pip install "ray[serve,llm]==2.56.*"',
+    }
 
 
 def test_renamed_keys_are_named_with_their_successors(good: tuple[Package, Artifact]) -> None:

@@ -300,7 +300,14 @@ def test_the_placement_of_a_converted_entry_is_accepted() -> None:
     """The bundles pass Ray's own check, in the shape of the release."""
     config = inline(convert(yaml.safe_dump(ENTRY), "entry.yaml", RayServeOptions(), Request(RELEASE)))
     if not reads("placement_group_config", RELEASE):
-        assert loaded(config).resources_per_bundle == {"CPU": 8.0, "GPU": 1.0}
+        expected = {"CPU": 8.0, "GPU": 1.0} if reads("resources_per_bundle", RELEASE) else None
+        assert getattr(loaded(config), "resources_per_bundle", None) == expected
+        return
+    if not reads("placement_group_config.bundle_per_worker", RELEASE):
+        assert loaded(config).placement_group_config == {
+            "bundles": [{"CPU": 8, "GPU": 1}] * 2,
+            "strategy": "STRICT_PACK",
+        }
         return
     real = _placement()(**config["placement_group_config"])
 

@@ -118,6 +118,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "accelerator": "accelerator_type is one the release knows, and of the kind that the bundles ask for.",
         "model-source": "The model comes from a path, a hub id, or a bucket the release can read.",
         "placement": "There is a bundle with a GPU for each of tensor_parallel_size x pipeline_parallel_size workers.",
+        "architecture": "The model's class is one that vLLM has code for.",
         "parallel": "tensor_parallel_size divides the model's attention heads; no stage is without a layer.",
         "max-model-len": "max_model_len is no longer than the model.",
         "dtype": "dtype is spelled as vLLM spells it.",

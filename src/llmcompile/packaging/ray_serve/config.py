@@ -14,6 +14,7 @@ from llmcompile.errors import OptionsError
 from llmcompile.packaging.ray_serve import RayServeOptions
 from llmcompile.packaging.ray_serve.releases import (
     ALIASES,
+    IMPORTS_BOTO3,
     NODES,
     UNLABELLED,
     accelerators,
@@ -185,7 +186,9 @@ def request_notes(config: Mapping[str, Any], release: str) -> tuple[str, ...]:
 
 def commands(release: str, bucket: str | None) -> tuple[str, ...]:
     """What to type next; the hash file goes up last, as the mark that the mirror is complete."""
-    serve = (f'pip install "ray[serve,llm]=={release}.*"', "serve run {output}/serve.yaml")
+    first, last = IMPORTS_BOTO3
+    boto3 = " boto3" if first <= minor(release) <= last else ""
+    serve = (f'pip install "ray[serve,llm]=={release}.*"{boto3}', "serve run {output}/serve.yaml")
     if bucket is None:
         return serve
     if bucket.startswith("s3://"):

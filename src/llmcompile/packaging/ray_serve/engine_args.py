@@ -3,10 +3,13 @@
 Source: the wheel vllm 0.29.0 of PyPI (vllm-project/vllm@v0.29.0): vllm/engine/arg_utils.py (EngineArgs,
 AsyncEngineArgs), vllm/entrypoints/launchers/cli_args.py (FrontendArgs),
 vllm/model_executor/model_loader/__init__.py, vllm/model_executor/layers/quantization/__init__.py,
-vllm/config/model.py.
+vllm/config/model.py, vllm/model_executor/models/registry.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 VERSION = "0.29.0"
 
@@ -73,10 +76,12 @@ _FRONTEND = """
     trust_request_chat_template uds uvicorn_log_level
 """
 FRONTEND: frozenset[str] = frozenset(_FRONTEND.split())
-RESERVED = {
-    "model": "model_loading_config.model_source",
-    "served_model_name": "model_loading_config.model_id",
-}
+RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "model_loading_config.model_source",
+        "served_model_name": "model_loading_config.model_id",
+    }
+)
 """Keys that Ray Serve sets itself, and refuses -> where they are said."""
 DTYPES: tuple[str, ...] = ("auto", "half", "float16", "bfloat16", "float", "float32")
 LOAD_FORMATS: tuple[str, ...] = (
@@ -125,3 +130,140 @@ LENGTH_KEYS: tuple[str, ...] = (
 """Keys of config.json whose least is the model's length: vllm/transformers_utils/model_arch_config_convertor.py."""
 UNSCALED: frozenset[str] = frozenset({"su", "longrope", "llama3", "default"})
 """rope types whose factor does not lengthen the model: `_get_and_verify_max_len` of vllm/config/model.py."""
+
+_ARCHITECTURES = """
+AXK1ForCausalLM AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM AriaForConditionalGeneration
+AudioFlamingo3ForConditionalGeneration BagelForConditionalGeneration BailingMoeForCausalLM BailingMoeV2ForCausalLM
+BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM BeeForConditionalGeneration BertForMaskedLM
+BertForSequenceClassification BertForTokenClassification BertModel BertSpladeSparseEmbeddingModel BgeM3EmbeddingModel
+Blip2ForConditionalGeneration BloomForCausalLM CLIPModel ChatGLMForConditionalGeneration ChatGLMModel
+Cohere2ForCausalLM Cohere2MoeForCausalLM Cohere2VisionForConditionalGeneration CohereAsrForConditionalGeneration
+CohereForCausalLM ColBERTJinaRobertaModel ColBERTLfm2Model ColBERTModernBertModel ColModernVBertForRetrieval
+ColPaliForRetrieval ColQwen3 ColQwen3_5 Cosmos3EdgeForConditionalGeneration Cosmos3ForConditionalGeneration
+CwmForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM
+DeepseekV2ForCausalLM DeepseekV32ForCausalLM DeepseekV3BidirectionalModel DeepseekV3ForCausalLM DeepseekV4ForCausalLM
+DeepseekVLV2ForCausalLM DiffusionGemmaForBlockDiffusion Dots3NoteForCausalLM DotsOCRForCausalLM
+Eagle2_5_VLForConditionalGeneration Emu3ForConditionalGeneration Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM
+Ernie4_5_VLMoeForConditionalGeneration Exaone4ForCausalLM Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
+ExaoneMoeForCausalLM FalconForCausalLM FalconH1ForCausalLM FalconMambaForCausalLM FireRedASR2ForConditionalGeneration
+FlexOlmoForCausalLM FunASRForConditionalGeneration FunAudioChatForConditionalGeneration GLM4VForCausalLM
+GPT2ForSequenceClassification GPT2LMHeadModel GPTBigCodeForCausalLM GPTJForCausalLM GPTNeoXForCausalLM
+Gemma2ForCausalLM Gemma2Model Gemma3ForCausalLM Gemma3ForConditionalGeneration Gemma3TextModel Gemma3nForCausalLM
+Gemma3nForConditionalGeneration Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration
+GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration
+Glm4vMoeForConditionalGeneration GlmAsrForConditionalGeneration GlmForCausalLM GlmMoeDsaForCausalLM
+GlmOcrForConditionalGeneration GptOssForCausalLM Granite4VisionForConditionalGeneration GraniteForCausalLM
+GraniteMoeForCausalLM GraniteMoeHybridForCausalLM GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM
+GraniteSWAForCausalLM GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GteModel
+GteNewForSequenceClassification GteNewModel H2OVLChatModel HCXVisionV2ForCausalLM HF_ColBERT HYV3ForCausalLM
+HYV4ForCausalLM HfMoondream HrmTextForCausalLM HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM
+HunYuanVLForConditionalGeneration HyperCLOVAXForCausalLM IQuestCoderForCausalLM IQuestLoopCoderForCausalLM
+Idefics3ForConditionalGeneration InklingForCausalLM InklingForConditionalGeneration InternLM2ForCausalLM
+InternLM2ForRewardModel InternLM3ForCausalLM InternS1ForConditionalGeneration InternS1ProForConditionalGeneration
+InternS2MobiusForConditionalGeneration InternS2PreviewForConditionalGeneration InternVLChatModel
+InternVLForConditionalGeneration IsaacForConditionalGeneration Jais2ForCausalLM JambaForCausalLM
+JambaForSequenceClassification JinaEmbeddingsV5Model JinaForRanking JinaVLForRanking KananaVForConditionalGeneration
+KeyeForConditionalGeneration KeyeVL1_5ForConditionalGeneration KimiK25ForConditionalGeneration
+KimiK3ForConditionalGeneration KimiLinearForCausalLM KimiVLForConditionalGeneration LLaMAForCausalLM LagunaForCausalLM
+Lfm2ForCausalLM Lfm2MoeForCausalLM Lfm2VlForConditionalGeneration LightOnOCRForConditionalGeneration Llama4ForCausalLM
+Llama4ForConditionalGeneration LlamaBidirectionalForSequenceClassification LlamaBidirectionalModel LlamaForCausalLM
+LlamaModel LlamaNemotronVLForSequenceClassification LlamaNemotronVLModel Llama_Nemotron_Nano_VL
+LlavaForConditionalGeneration LlavaNextForConditionalGeneration LlavaNextVideoForConditionalGeneration
+LlavaOnevision2ForConditionalGeneration LlavaOnevisionForConditionalGeneration LongcatFlashForCausalLM
+LongcatFlashNgramForCausalLM Mamba2ForCausalLM MambaForCausalLM MellumForCausalLM MiDashengLMModel MiMoForCausalLM
+MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiMoV2OmniForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniCPMO
+MiniCPMV MiniCPMV4_6ForConditionalGeneration MiniMaxM2ForCausalLM MiniMaxM3SparseForCausalLM
+MiniMaxM3SparseForConditionalGeneration Ministral3ForCausalLM Mistral3ForConditionalGeneration MistralForCausalLM
+MistralLarge3ForCausalLM MistralModel MixtralForCausalLM ModernBertForSequenceClassification
+ModernBertForTokenClassification ModernBertModel Molmo2ForConditionalGeneration MolmoForCausalLM Moondream3ForCausalLM
+MoonshotKimiaForCausalLM MossAudioModel MossTranscribeDiarizeForConditionalGeneration MuseGlimmerForCausalLM
+MuseGlimmerForConditionalGeneration NVLM_D NemotronForCausalLM NemotronHForCausalLM NemotronHPuzzleForCausalLM
+NemotronH_Nano_Omni_Reasoning_V3 NemotronH_Nano_VL_V2 NemotronH_Omni_Reasoning_V3 NemotronH_Super_Omni_Reasoning_V3
+NemotronParseForConditionalGeneration NomicBertModel OPTForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM
+OlmoHybridForCausalLM OlmoeForCausalLM OpenAIPrivacyFilterForTokenClassification OpenCUAForConditionalGeneration
+OpenPanguVLForConditionalGeneration OpenVLAForActionPrediction OpsColQwen3Model OrionForCausalLM Ovis Ovis2_5
+Ovis2_6ForCausalLM Ovis2_6_MoeForCausalLM PaddleOCRVLForConditionalGeneration PaliGemmaForConditionalGeneration
+PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM Param2MoEForCausalLM Phi3ForCausalLM
+Phi3VForCausalLM Phi4ForCausalLMV Phi4MMForCausalLM PhiForCausalLM PhiMoEForCausalLM PixtralForConditionalGeneration
+Plamo3ForCausalLM QianfanOCRForConditionalGeneration Qwen2AudioForConditionalGeneration Qwen2ForCausalLM
+Qwen2ForProcessRewardModel Qwen2ForRewardModel Qwen2Model Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
+Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel Qwen2_5_VLForConditionalGeneration
+Qwen3ASRForConditionalGeneration Qwen3ASRForcedAlignerForTokenClassification Qwen3ASRRealtimeGeneration
+Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM Qwen3OmniMoeForConditionalGeneration
+Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration Qwen3VLNemotronEmbedModel Qwen3_5ForCausalLM
+Qwen3_5ForConditionalGeneration Qwen3_5MoeForCausalLM Qwen3_5MoeForConditionalGeneration Qwen4ExpForCausalLM
+Qwen4ExpForConditionalGeneration RForConditionalGeneration Rnj1ForCausalLM RobertaForMaskedLM
+RobertaForSequenceClassification RobertaForTokenClassification RobertaModel SarvamMLAForCausalLM SarvamMoEForCausalLM
+SeedOssForCausalLM SiglipModel SkyworkR1VChatModel SmolLM3ForCausalLM SmolVLMForConditionalGeneration SolarForCausalLM
+StableLmForCausalLM Starcoder2ForCausalLM Step1ForCausalLM Step3TextForCausalLM Step3VLForConditionalGeneration
+Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration TeleChat2ForCausalLM
+TeleChat3ForCausalLM TeleFLMForCausalLM Terratorch TransformersEmbeddingModel TransformersForCausalLM
+TransformersForSequenceClassification TransformersMoEEmbeddingModel TransformersMoEForCausalLM
+TransformersMoEForSequenceClassification TransformersMultiModalEmbeddingModel TransformersMultiModalForCausalLM
+TransformersMultiModalForSequenceClassification TransformersMultiModalMoEForCausalLM UltravoxModel
+UnlimitedOCRForCausalLM VaultGemmaForCausalLM VibeVoiceAsrForConditionalGeneration VoxtralForConditionalGeneration
+VoxtralRealtimeGeneration VoyageQwen3BidirectionalEmbedModel WhisperForConditionalGeneration
+XLMRobertaForSequenceClassification XLMRobertaForTokenClassification XLMRobertaModel Zamba2ForCausalLM
+"""
+ARCHITECTURES: frozenset[str] = frozenset(_ARCHITECTURES.split())
+"""Classes of config.json that vLLM has code of its own for: vllm/model_executor/models/registry.py. For others it falls
+back on Transformers' code where that allows it."""
+REMOVED: Mapping[str, str] = MappingProxyType(
+    {
+        "AquilaForCausalLM": "0.24.0",
+        "AquilaModel": "0.24.0",
+        "ArcticForCausalLM": "0.28.0",
+        "AyaVisionForConditionalGeneration": "0.24.0",
+        "BaiChuanForCausalLM": "0.23.0",
+        "BaichuanForCausalLM": "0.23.0",
+        "BambaForCausalLM": "0.23.0",
+        "ChameleonForConditionalGeneration": "0.28.0",
+        "Cheers": "0.28.0",
+        "CheersForConditionalGeneration": "0.28.0",
+        "DonutForConditionalGeneration": "0.10.2",
+        "Dots1ForCausalLM": "0.23.0",
+        "ErnieForSequenceClassification": "0.23.0",
+        "ErnieForTokenClassification": "0.23.0",
+        "ErnieModel": "0.23.0",
+        "Fairseq2LlamaForCausalLM": "0.28.0",
+        "FireRedLIDForConditionalGeneration": "0.28.0",
+        "FuyuForCausalLM": "0.25.0",
+        "GritLM": "0.28.0",
+        "Grok1ForCausalLM": "0.24.0",
+        "Grok1ModelForCausalLM": "0.24.0",
+        "HCXVisionForCausalLM": "0.28.0",
+        "InternLM2VEForCausalLM": "0.23.0",
+        "InternLMForCausalLM": "0.23.0",
+        "JAISLMHeadModel": "0.22.0",
+        "MPTForCausalLM": "0.28.0",
+        "MantisForConditionalGeneration": "0.24.0",
+        "MiniMaxForCausalLM": "0.23.0",
+        "MiniMaxM1ForCausalLM": "0.23.0",
+        "MiniMaxText01ForCausalLM": "0.23.0",
+        "MiniMaxVL01ForConditionalGeneration": "0.23.0",
+        "MllamaForConditionalGeneration": "0.10.2",
+        "MotifForCausalLM": "0.10.2",
+        "MptForCausalLM": "0.28.0",
+        "MusicFlamingoForConditionalGeneration": "0.24.0",
+        "OuroForCausalLM": "0.26.0",
+        "PersimmonForCausalLM": "0.25.0",
+        "Phi3SmallForCausalLM": "0.9.2",
+        "Phi4FlashForCausalLM": "0.10.2",
+        "Phi4MultimodalForCausalLM": "0.12.0",
+        "Plamo2ForCausalLM": "0.26.0",
+        "PrithviGeoSpatialMAE": "0.28.0",
+        "QWenLMHeadModel": "0.23.0",
+        "QwenVLForConditionalGeneration": "0.23.0",
+        "RWForCausalLM": "0.28.0",
+        "StableLMEpochForCausalLM": "0.28.0",
+        "Tarsier2ForConditionalGeneration": "0.23.0",
+        "TarsierForConditionalGeneration": "0.24.0",
+        "TeleChatForCausalLM": "0.25.0",
+        "XverseForCausalLM": "0.23.0",
+    }
+)
+"""Classes that are gone -> the last version of vLLM that had them: as above."""
+PLUGINS: frozenset[str] = frozenset(
+    {"BartForConditionalGeneration", "BartModel", "Florence2ForConditionalGeneration", "MBartForConditionalGeneration"}
+)
+"""Classes that need a plug-in of vLLM's: as above."""

@@ -75,6 +75,10 @@ NODES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {"s3://": (53, "boto3"), "abfss://": (50, "adlfs azure-identity"), "azure://": (50, "adlfs azure-identity")}
 )
 """Scheme -> since which release its buckets need packages that ray[llm] does not bring, and which."""
+IMPORTS_BOTO3 = (53, 55)
+"""First and last release that do not start without boto3, which ray[llm] does not bring: s3_filesystem.py."""
+STRICT = 49
+"""Since 2.49 unknown keys of model_loading_config, its bucket and lora_config are refused; before, ignored."""
 URI_AS_SOURCE = 57
 """Since 2.57 a bucket's URI as model_source itself is downloaded; before, it was taken for the id of a hub model."""
 
@@ -91,6 +95,7 @@ DATED: Mapping[str, tuple[int, int | None]] = MappingProxyType(
         "placement_group_config.bundle_per_worker": (55, None),
         "experimental_configs.num_router_replicas": (46, 49),
         "experimental_configs.num_ingress_replicas": (50, None),
+        "deployment_config.request_router_class": (47, 47),
         "deployment_config.request_router_config": (48, None),
         "deployment_config.max_constructor_retry_count": (50, None),
         "deployment_config.placement_group_bundle_label_selector": (54, None),
@@ -114,6 +119,7 @@ SUCCESSORS: Mapping[str, str] = MappingProxyType(
         "deployment_config.autoscaling_config.target_num_ongoing_requests_per_replica": "target_ongoing_requests",
         "deployment_config.placement_group_bundles": "placement_group_config.bundles of the LLMConfig",
         "deployment_config.placement_group_strategy": "placement_group_config.strategy of the LLMConfig",
+        "deployment_config.request_router_class": "request_router_config.request_router_class",
         "resources_per_bundle": "placement_group_config.bundle_per_worker",
         "use_cpu": "accelerator_config: {kind: cpu}",
         "experimental_configs.num_router_replicas": "num_ingress_replicas",

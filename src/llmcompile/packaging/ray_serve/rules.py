@@ -14,13 +14,16 @@ from typing import Any, TypeGuard
 from llmcompile.packaging.ray_serve import RULES
 from llmcompile.packaging.ray_serve.documents import SERVE, Document, read, yaml_paths
 from llmcompile.packaging.ray_serve.engine_args import (
+    ARCHITECTURES,
     DTYPES,
     ENGINE,
     FAMILIES,
     FRONTEND,
     LENGTH_KEYS,
     LOAD_FORMATS,
+    PLUGINS,
     QUANTIZATIONS,
+    REMOVED,
     RESERVED,
     STREAMING,
     UNSCALED,
@@ -596,6 +599,29 @@ def _with_model(package: _Package, rule: str) -> Iterator[Finding]:
         yield _skipped(rule, f"{package.folder}/config.json", "not read; see the rule weights")
 
 
+def _architecture(package: _Package) -> Iterator[Finding]:
+    rule = "architecture"
+    yield from _with_model(package, rule)
+    whole = None if package.model is None else _json(package.model, "config.json")
+    named = whole.get("architectures") if isinstance(whole, dict) else None
+    if not isinstance(named, list) or len(named) == 0:
+        return
+    where = f"{package.folder}/config.json: architectures"
+    names = [str(name) for name in named]
+    exact = package.release is not None and VLLM[package.release] == f"=={KNOWN_VLLM}"
+    gone = [f"{name}, last in vLLM {REMOVED[name]}" for name in names if name in REMOVED]
+    if any(name in ARCHITECTURES for name in names):
+        yield _ok(rule, where, ", ".join(names))
+    elif len(gone) > 0:
+        made = _failed if exact else _note
+        yield made(rule, where, ", ".join(gone), "a class that vLLM still has", "serve it with that version of vLLM")
+    elif any(name in PLUGINS for name in names):
+        yield _note(rule, where, ", ".join(names), "a class of vLLM's own", "the image needs vLLM's plug-in for it")
+    else:
+        hint = "vLLM falls back on Transformers' code where that allows it: try it before you rely on it"
+        yield _note(rule, where, reprlib.repr(names), f"a class that vLLM {KNOWN_VLLM} has code for", hint)
+
+
 def _parallel(package: _Package) -> Iterator[Finding]:
     rule = "parallel"
     yield from _with_model(package, rule)
@@ -905,6 +931,7 @@ _CHECKS: Mapping[str, Callable[[_Package], Iterator[Finding]]] = {
     "accelerator": _accelerator,
     "model-source": _model_source,
     "placement": _placement,
+    "architecture": _architecture,
     "parallel": _parallel,
     "max-model-len": _max_model_len,
     "dtype": _dtype,

@@ -1,7 +1,7 @@
 """Ray Serve's LLMConfig, strictly: every key that a release does not read is an error, also where Ray ignores it.
 
-Ray refuses unknown keys of an LLMConfig and of its model_loading_config and lora_config. It takes any key of
-deployment_config, ignores those of autoscaling_config, and ends in `serve.deployment()` with a TypeError for the
+Ray refuses unknown keys of an LLMConfig, and since 2.49 those of its model_loading_config and lora_config. It takes any
+key of deployment_config, ignores those of autoscaling_config, and ends in `serve.deployment()` with a TypeError for the
 others, when the application is built. `Flaw.effect` says which of these would have happened.
 
 Source: as in `releases`; the effects were tried with ray 2.60.0.
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
-from llmcompile.packaging.ray_serve.releases import DATED, SUCCESSORS, minor, reads
+from llmcompile.packaging.ray_serve.releases import DATED, STRICT, SUCCESSORS, minor, reads
 
 Effect = Literal["refused", "ignored", "build", "start"]
 """What Ray Serve does about a flaw: refuses the file, goes on as if the key were not there, fails when it builds the
@@ -169,6 +169,7 @@ class DeploymentConfig(_Strict):
     health_check_period_s: float = Field(10.0, gt=0)
     health_check_timeout_s: float = Field(30.0, gt=0)
     logging_config: LoggingConfig | None = None
+    request_router_class: str = ""
     request_router_config: RequestRouterConfig = Field(default_factory=lambda: RequestRouterConfig.model_validate({}))
     max_constructor_retry_count: int = Field(20, gt=0)
     placement_group_bundle_label_selector: list[dict[str, str]] | None = None
@@ -370,6 +371,8 @@ def _unknown_effect(parent: str, release: str) -> Effect:
         return "ignored"
     if parent in ("deployment_config", "deployment_config.ray_actor_options"):
         return "build"
+    if parent.startswith(("model_loading_config", "lora_config")) and minor(release) < STRICT:
+        return "ignored"
     if parent.startswith("placement_group_config"):
         return "start"
     return "ignored" if parent == "accelerator_config" else "refused"
