@@ -613,6 +613,8 @@ def test_a_broken_package_fails_its_rule_alone(good: tuple[Package, Artifact], r
     [
         ("serve-yaml", write("serve.yaml", b"applications: [ray.serve.llm")),
         ("serve-yaml", write("other.yaml", b"a: &a [*a]\nx: ray.serve.llm")),
+        ("serve-yaml", edit_app("runtime_env", {"working_dir": "."})),
+        ("serve-yaml", edit_app("runtime_env", {"py_modules": ["s3://bucket/x.zip", "/code"]})),
         ("llm-configs", edit_app("args", {"llm_configs": []})),
         ("llm-configs", edit_app("args", {"llm_configs": ["missing.yaml"]})),
         ("llm-configs", edit_app("args", {"llm_configs": [7]})),
@@ -672,6 +674,7 @@ def test_other_ways_to_break_it(good: tuple[Package, Artifact], rule: str, break
         ("accelerator", edit("accelerator_type", "A100-80G")),
         ("model-source", edit("model_loading_config.tokenizer_source", "org/tiny")),
         ("replicas", edit("deployment_config.max_ongoing_requests", 4)),
+        ("schema", edit("runtime_env", {"env_vars": {"HF_TOKEN": "hf_x"}})),
         ("import-path", edit_app("import_path", "ray.serve.llm:build_pd_openai_app")),
         ("serve-yaml", write("other.yaml", b"model_loading_config: {model_id: a, model_id: b}")),
     ],

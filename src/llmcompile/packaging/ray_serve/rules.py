@@ -61,6 +61,7 @@ _TOKENIZERS: tuple[tuple[str, ...], ...] = (
     ("sentencepiece.bpe.model",),
     ("*.tiktoken",),
 )
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
 _SHARDED = "model-rank-*.safetensors"
 
 
@@ -233,6 +234,8 @@ def _serve_yaml(package: _Package) -> Iterator[Finding]:
     for flaw in file_flaws(document.content):
         yield _failed(rule, f"{SERVE}: {flaw.key}", flaw.found, flaw.expected, EFFECTS[flaw.effect])
     applications = list(_applications(package.documents))
+    for number, application in applications:
+        yield from _environment(f"{SERVE}: applications.{number}.runtime_env", application.get("runtime_env"))
     names = [str(application.get("name", "default")) for _, application in applications]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield _failed(rule, SERVE, f"{names.count(name)} applications named {name}", "a name for each", "rename one")
@@ -240,6 +243,20 @@ def _serve_yaml(package: _Package) -> Iterator[Finding]:
         yield _failed(rule, f"{SERVE}: applications", "none", "at least one", "package again")
     else:
         yield _ok(rule, SERVE, f"{len(applications)} application{'s' if len(applications) > 1 else ''}")
+
+
+def _environment(where: str, environment: object) -> Iterator[Finding]:
+    """Folders of this machine, which Ray Serve refuses in a file, in the runtime environment of an application."""
+    if not isinstance(environment, dict):
+        return
+    modules = environment.get("py_modules")
+    for key, value in (
+        ("working_dir", environment.get("working_dir")),
+        *(("py_modules", module) for module in (modules if isinstance(modules, list) else [])),
+    ):
+        if value is not None and re.match(r"[a-z][a-z0-9+.-]*://", str(value)) is None:
+            hint = "Ray Serve refuses the file; serve run has --working-dir"
+            yield _failed("serve-yaml", f"{where}.{key}", reprlib.repr(value), "a URI, like s3://bucket/code.zip", hint)
 
 
 def _import_path(package: _Package) -> Iterator[Finding]:
@@ -324,7 +341,14 @@ def _twins(package: _Package) -> Iterator[Finding]:
 
 
 def _schema(package: _Package) -> Iterator[Finding]:
-    yield from _flaws(package, "schema", lambda flaw: not flaw.key.startswith("deployment_config"))
+    rule = "schema"
+    yield from _flaws(package, rule, lambda flaw: not flaw.key.startswith("deployment_config"))
+    for config in package.configs:
+        variables = config.mapping("runtime_env").get("env_vars")
+        for name, value in (variables if isinstance(variables, dict) else {}).items():
+            if _SECRET.search(str(name)) is not None and value not in (None, ""):
+                hint = "set it on the nodes; Ray passes HF_TOKEN on by itself"
+                yield _note(rule, f"{config.where}: runtime_env.env_vars.{name}", "looks like a secret", "none", hint)
 
 
 def _deployment(package: _Package) -> Iterator[Finding]:
