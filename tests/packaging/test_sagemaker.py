@@ -382,6 +382,100 @@ def test_an_optimization_job_is_for_what_is_compiled(run: Run, folder: Path) -> 
         plan(artifact, version, source_s3_uri="s3://bucket/hf/", **FULL)
 
 
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+ENCODER = "transformers-4.55.4"
+SECTION = {
+    "compiler_type": "neuronx-cc",
+    "compiler_version": "2.21.18209.0+043b1bf7",
+    "static_batch_size": 1,
+    "static_sequence_length": 128,
+    "task": "feature-extraction",
+}
+
+
+def encoder(optimum: Artifact, task: str = "feature-extraction", **changed: Any) -> Artifact:
+    """A sentence encoder as optimum-neuron lays it out."""
+    config = {"model_type": "bert", "neuron": {**SECTION, **changed}}
+    files = {"model.neuron": b"graph", "config.json": json.dumps(config).encode(), "tokenizer.json": b"{}"}
+    return replace(optimum, tree=tree_of(files), task=task, tp=1)
+
+
+def encoder_files(optimum: Artifact, **options: Any) -> Files:
+    """The files of its package."""
+    artifact = encoder(optimum)
+    made = TARGET.plan(artifact, SageMakerOptions(**options), Request(ENCODER))
+    links = {path: artifact.tree.read(name) for path, name in made.links.items()}
+    return {path: text.encode() for path, text in made.texts.items()} | links
+
+
+def test_an_encoder_is_served_by_hugging_faces_inference_image(optimum: Artifact) -> None:
+    """It is told the task alone: the shapes are in config.json."""
+    files = encoder_files(optimum, **FULL)
+    found = findings(files, ENCODER)
+
+    assert TARGET.choose("neuron-optimum", None, encoder(optimum)) == ENCODER
+    assert request(files, "environment.json") == {"HF_TASK": "feature-extraction"}
+    assert request(files, "create_model.json")["PrimaryContainer"]["Image"] == (
+        "763104351884.dkr.ecr.us-east-1.amazonaws.com/huggingface-pytorch-inference-neuronx:"
+        "2.8.0-transformers4.55.4-neuronx-py310-sdk2.26.0-ubuntu22.04"
+    )
+    assert [item for item in found if item.status == "failed"] == []
+    assert {item.rule for item in found} == TARGET.rules.keys()
+    assert failed(files, None) == set()
+
+
+@pytest.mark.parametrize(
+    ("artifact", "found"),
+    [
+        (lambda optimum: optimum, "no model.neuron"),
+        (lambda optimum: encoder(optimum, "image-classification"), "image-classification"),
+        (lambda optimum: encoder(optimum, compiler_version="2.21.33363.0"), "neuronx-cc 2.21.18209.0 of the image"),
+        (lambda optimum: encoder(optimum, static_sequence_length=None), "static_sequence_length"),
+    ],
+)
+def test_what_the_inference_image_does_not_load_is_refused(
+    artifact: Callable[[Artifact], Artifact], found: str, optimum: Artifact
+) -> None:
+    """Decoders, other tasks, newer compilers, and models without shapes of texts."""
+    with pytest.raises(UnsupportedError, match=found):
+        TARGET.plan(artifact(optimum), SageMakerOptions(), Request(ENCODER))
+
+
+def test_an_encoder_takes_no_limits(optimum: Artifact) -> None:
+    """Its shapes are fixed."""
+    with pytest.raises(OptionsError, match="--max-batch-size"):
+        encoder_files(optimum, max_batch_size=1)
+
+
+def test_an_older_compilers_encoder_loads(optimum: Artifact) -> None:
+    """Only a newer one is refused."""
+    TARGET.plan(encoder(optimum, compiler_version="2.16.372.0"), SageMakerOptions(), Request(ENCODER))
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        (lambda files: everywhere("HF_MODEL_ID", "org/model")(files), "model"),
+        (lambda files: everywhere("HF_TASK", "text-generation")(files), "variables"),
+        (lambda files: everywhere("MAX_BATCH_SIZE", "1")(files), "variables"),
+        (lambda files: {path: files[path] for path in files if path != "model/model.neuron"}, "files"),
+        (lambda files: {path: files[path] for path in files if path != "model/tokenizer.json"}, "files"),
+        (
+            lambda files: files | {"model/config.json": files["model/config.json"].replace(b"2.21.18", b"2.22.18")},
+            "compiler",
+        ),
+        (lambda files: files | {"model/config.json": files["model/config.json"].replace(b"128", b"null")}, "sequence"),
+        (lambda files: change(*VARIANT, "InstanceType", to="ml.g5.xlarge")(files), "instance"),
+    ],
+)
+def test_a_broken_package_of_an_encoder_fails_by_the_rules_name(
+    changed: Callable[[Files], Files], rule: str, optimum: Artifact
+) -> None:
+    """A good package, changed in one way, fails that rule and no other."""
+    assert failed(changed(encoder_files(optimum, **FULL)), ENCODER) == {rule}
+
+
 # --- the API ----------------------------------------------------------------------------------------------------------
 
 
@@ -655,7 +749,7 @@ def test_hf_model_id_is_what_older_start_scripts_want(optimum: Artifact) -> None
         st.binary(max_size=200)
         | st.sampled_from([b"{}", b"[]", b'{"PrimaryContainer": {"Environment": {"A": 1}}}', b'{"A": null}']),
     ),
-    st.sampled_from([None, VLLM, TGI, DJL, "optimum-0.0.24"]),
+    st.sampled_from([None, VLLM, TGI, DJL, ENCODER, "optimum-0.0.24"]),
 )
 def test_any_bytes_give_findings_and_nothing_else(files: Files, version: str | None) -> None:
     """A folder of nonsense has a finding for every rule."""

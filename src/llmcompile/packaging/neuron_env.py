@@ -318,7 +318,7 @@ def servable(artifact: Artifact, image: Image, runtime: str | None) -> Record:
             f"{artifact.path}",
             f"{artifact.task or 'a model'}: {what}",
             f"a decoder: these images generate text, and that of {EMBEDS} also embeds",
-            "load it with optimum-neuron's NeuronModelFor... class in a server of your own",
+            "llmcompile package sagemaker, whose inference image serves encoders of texts",
         )
     made = made_by(artifact)
     if made != image.release:
@@ -695,13 +695,13 @@ def _files(rule: str, look: Served) -> Iterator[Finding]:
         yield Finding(rule, "ok", look.folder, f"{len(files)} files, {record.cores} ranks")
 
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def _missing(record: Record, tree: Tree) -> Iterator[tuple[str, str]]:
     if "config.json" not in tree.files:
         yield "config.json", "the model's configuration"
-    if all(name not in tree.files for name in _TOKENIZERS):
+    if all(name not in tree.files for name in TOKENIZERS):
         yield "tokenizer.json", "a tokenizer beside the model"
     if record.kind == "traced":
         if "model.pt" not in tree.files:

@@ -17,7 +17,7 @@ from llmcompile.packaging import compose, dotenv, neuron_env
 from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.lmi import LmiOptions
 from llmcompile.packaging.neuron_env import DECODERS, IMAGES, Limits
-from llmcompile.packaging.sagemaker import api, rules
+from llmcompile.packaging.sagemaker import api, rules, toolkit
 from llmcompile.packaging.sagemaker.hosts import (
     ACCOUNTS,
     INSTANCES,
@@ -32,6 +32,7 @@ from llmcompile.packaging.sagemaker.rules import (
     COMPOSE,
     CONFIG,
     DJL,
+    ENCODERS,
     ENDPOINT,
     ENV,
     ENVIRONMENT,
@@ -142,10 +143,9 @@ def plan(artifact: Artifact, options: SageMakerOptions, request: Request) -> Pac
         UnsupportedError: The image would refuse the model.
     """
     _check(options)
-    made = (
-        _optimum(artifact, options, request)
-        if request.version.startswith(OPTIMUM)
-        else _lmi(artifact, options, request)
+    kinds = {OPTIMUM: _optimum, DJL: _lmi, ENCODERS: _encoder}
+    made = next(serve for prefix, serve in kinds.items() if request.version.startswith(prefix))(
+        artifact, options, request
     )
     name = _name(artifact.model) if options.model_name is None else options.model_name
     uri = options.image_uri
@@ -230,6 +230,30 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
         instance=smallest(family, record.cores),
         ami=_NEURON_AMI if image.vllm else None,
         regions=VLLM_REGIONS if image.vllm else (),
+    )
+
+
+def _encoder(artifact: Artifact, options: SageMakerOptions, request: Request) -> _Served:
+    """By Hugging Face's inference image, which runs a pipeline of transformers."""
+    for name, value in (
+        ("--max-batch-size", options.max_batch_size),
+        ("--max-total-tokens", options.max_total_tokens),
+        ("--max-input-tokens", options.max_input_tokens),
+    ):
+        if value is not None:
+            raise OptionsError(name, "an encoder has the shapes that it was compiled for", "", f"leave {name} out")
+    environment = toolkit.environment(artifact, request.runtime_version)
+    links = {path: path for path in artifact.tree.files if path != "llmcompile.json"}
+    runtime = toolkit.COMPILER if request.runtime_version is None else request.runtime_version
+    assert artifact.manifest is not None
+    assert artifact.manifest.neuron is not None
+    return _Served(
+        environment=environment,
+        inner=Package(texts={}, links=links, runtime=runtime),
+        repository=toolkit.REPOSITORY,
+        public=None,
+        instance=smallest(artifact.manifest.neuron.target, 1),
+        ami=None,
     )
 
 
@@ -458,17 +482,19 @@ def _next(options: SageMakerOptions) -> tuple[str, ...]:
 
 def prefer(artifact: Artifact, serving: Sequence[str]) -> str | None:
     """The image with the release of optimum-neuron that made the artifact; of LMI what that target prefers."""
+    if artifact.kind == "neuron-optimum" and toolkit.is_encoder(artifact.tree):
+        return f"{ENCODERS}{toolkit.RELEASE}"
     if artifact.kind == "neuron-optimum":
-        return neuron_env.prefer(artifact, [name.removeprefix(OPTIMUM) for name in serving]) and (
-            f"{OPTIMUM}{neuron_env.made_by(artifact)}"
-        )
+        made = neuron_env.made_by(artifact)
+        return f"{OPTIMUM}{made}" if f"{OPTIMUM}{made}" in serving else None
     own = [name.removeprefix(DJL) for name in serving if name.startswith(DJL)]
     preferred = None if LMI.prefer is None else LMI.prefer(artifact, own)
     return None if preferred is None else f"{DJL}{preferred}"
 
 
 def _serves() -> Mapping[Kind, tuple[str, ...]]:
-    made: dict[Kind, tuple[str, ...]] = {"neuron-optimum": tuple(f"{OPTIMUM}{release}" for release in DECODERS)}
+    decoders = tuple(f"{OPTIMUM}{release}" for release in DECODERS)
+    made: dict[Kind, tuple[str, ...]] = {"neuron-optimum": (*decoders, f"{ENCODERS}{toolkit.RELEASE}")}
     for kind, releases in LMI.serves.items():
         if kind in _FAMILIES:
             made[kind] = (*made.get(kind, ()), *(f"{DJL}{release}" for release in releases))
@@ -487,7 +513,11 @@ TARGET = Target(
     title="SageMaker",
     help="Package an artifact for SageMaker: requests of its API, the container's environment, and the model.",
     options=SageMakerOptions,
-    releases=(*(f"{OPTIMUM}{release}" for release in IMAGES), *(f"{DJL}{release}" for release in LMI.releases)),
+    releases=(
+        *(f"{OPTIMUM}{release}" for release in IMAGES),
+        f"{ENCODERS}{toolkit.RELEASE}",
+        *(f"{DJL}{release}" for release in LMI.releases),
+    ),
     version_flag=None,
     serves=SERVES,
     refusals=_NOT_SERVED,

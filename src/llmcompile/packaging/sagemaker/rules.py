@@ -12,7 +12,7 @@ from llmcompile.errors import CheckpointError
 from llmcompile.packaging import compose, dotenv, neuron_env
 from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.neuron_env import IMAGES, Image
-from llmcompile.packaging.sagemaker import api
+from llmcompile.packaging.sagemaker import api, toolkit
 from llmcompile.packaging.sagemaker.hosts import INSTANCES, SAME_CODE
 from llmcompile.packaging.target import Finding, Serving
 
@@ -23,8 +23,8 @@ ENVIRONMENT, ENV, COMPOSE = "environment.json", ".env", "docker-compose.yaml"
 MODEL, CONFIG, ENDPOINT, JOB = api.REQUESTS
 FOLDER, MOUNT, PROPERTIES = "model", "/opt/ml/model", "serving.properties"
 ARCHIVE = "model.tar.gz"
-OPTIMUM, DJL = "optimum-", "lmi-"
-"""Before a release of optimum-neuron, and of LMI."""
+OPTIMUM, DJL, ENCODERS = "optimum-", "lmi-", "transformers-"
+"""Before a release of optimum-neuron, of LMI, and of transformers in Hugging Face's inference image."""
 NAME_BYTES = 255
 """Of a file or folder. Source: botocore 1.44.5, documentation of S3ModelDataSource.CompressionType."""
 
@@ -91,11 +91,13 @@ class Seen:
         """What serves: optimum-V or lmi-V; None where nothing says so."""
         recorded = neuron_env.packaged_version(self.tree)
         for said in (self.serving.version, recorded):
-            if said is not None and said.startswith((OPTIMUM, DJL)):
+            if said is not None and said.startswith((OPTIMUM, DJL, ENCODERS)):
                 return said
         image = None if self.image_uri is None else neuron_env.image_of(self.image_uri)
         if image is not None:
             return f"{OPTIMUM}{image.release}"
+        if (self.image_uri or "").endswith(toolkit.REPOSITORY):
+            return f"{ENCODERS}{toolkit.RELEASE}"
         djl = re.search(r"/djl-inference:(\d{1,3}\.\d{1,3})\.", self.image_uri or "")
         return None if djl is None else f"{DJL}{djl.group(1)}"
 
@@ -109,6 +111,12 @@ class Seen:
         """Whether LMI serves it."""
         release = self.release
         return f"{FOLDER}/{PROPERTIES}" in self.tree.files if release is None else release.startswith(DJL)
+
+    @property
+    def encoder(self) -> bool:
+        """Whether Hugging Face's inference image serves it."""
+        release = self.release
+        return toolkit.is_encoder(self.tree.under(FOLDER)) if release is None else release.startswith(ENCODERS)
 
     @property
     def image(self) -> Image | None:
@@ -154,7 +162,10 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
         yield from _precedence(seen)
         yield from _lmi(seen)
         return
-    yield from neuron_env.lint(look)
+    if seen.encoder:
+        yield from toolkit.lint(tree, seen.environment, seen.where, FOLDER, seen.runtime)
+    else:
+        yield from neuron_env.lint(look)
     for rule in ("precedence", "lmi"):
         yield Finding(rule, "skipped", FOLDER, "no image of LMI")
 
@@ -393,6 +404,8 @@ def _instance(seen: Seen, look: neuron_env.Served) -> Iterator[Finding]:
 
 def _needs(seen: Seen, look: neuron_env.Served) -> tuple[int | None, str]:
     """Accelerators that the model was built for, and whose."""
+    if seen.encoder:
+        return 1, "inf2"
     if look.record is not None and look.record.cores is not None:
         target = look.record.target
         return look.record.cores, "trn2" if target == "trn2" else "inf2"
