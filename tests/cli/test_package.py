@@ -160,6 +160,53 @@ def test_a_package_that_cannot_be_is_refused_before_the_build(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_package_needs_comes_from_the_environment(model: Path, run: Run, tmp_path: Path) -> None:
+    """An option of the target by its variable; without it, the build is not begun."""
+    words = ("build", "trtllm", "--model", model, "--package", "rayllm@0.5.0", tmp_path / "out")
+    missing = run(*words)
+    bucket = run(*words, env={"LLMCOMPILE_BUCKET_URI": "s3://bucket/model/"})
+
+    assert missing.code == 2
+    assert "LLMCOMPILE_BUCKET_URI or LLMCOMPILE_MODEL_LOCAL_PATH is not set" in missing.err
+    assert f"package rayllm {tmp_path / 'out'} {tmp_path / 'out-rayllm'} --bucket-uri" in missing.err
+    assert "LLMCOMPILE_BUCKET_URI" not in bucket.err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("TAR", "perhaps"), ("MAX_BATCH_SIZE", "many"), ("MAX_BATCH_SIZE", "0")]
+)
+def test_a_variable_that_is_no_value_is_refused(
+    variable: str, value: str, model: Path, run: Run, tmp_path: Path
+) -> None:
+    """By its name, before the build."""
+    name = f"LLMCOMPILE_{variable}"
+    words = ("partition", "ft", "--model", model, "--package", "lmi", tmp_path / "out")
+
+    result = run(*words, env={name: value})
+
+    assert result.code == 2
+    assert f"{name}: '{value}'" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_takes_its_options_from_the_environment(model: Path, run: Run, tmp_path: Path) -> None:
+    """A switch, a number and a list."""
+    environment = {
+        "LLMCOMPILE_TAR": "yes",
+        "LLMCOMPILE_MAX_BATCH_SIZE": "3",
+        "LLMCOMPILE_OPTION": "job_queue_size=7 minWorkers=1",
+    }
+    words = ("partition", "ft", "--model", model, "--no-validate", "--package", "lmi", tmp_path / "out")
+
+    result = run(*words, env=environment)
+
+    assert result.code == 0, result.err
+    assert (tmp_path / "out-lmi" / "model.tar.gz").is_file()
+    record = json.loads((tmp_path / "out-lmi" / "llmcompile.json").read_text())
+    assert record["package"]["options"]["option"] == ["job_queue_size=7", "minWorkers=1"]
+    assert record["package"]["options"]["max_batch_size"] == 3
+
+
 def test_a_package_in_the_way_is_met_before_the_build(model: Path, run: Run, tmp_path: Path) -> None:
     """OUT-NAME exists: exit code 8, and OUT is not built."""
     (tmp_path / "out-lmi").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json as jsonlib
+import os
 import shlex
 import sys
 import threading
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from llmcompile.packaging.target import Kind
     from llmcompile.pipeline import Job, Report, Start
     from llmcompile.pipeline.neuron import Export, Lowering
-    from llmcompile.pipeline.packaging import PackageOptions, Packaging, Packed
+    from llmcompile.pipeline.packaging import PackageOptions, Packaging, Packed, Shortcut
     from llmcompile.validation.checks import Finding
 
 REPORT_SCHEMA_VERSION = 1
@@ -327,7 +328,7 @@ class Console:
         """Stop before the work, where a package asked for with it cannot be."""
         from llmcompile.pipeline import packaging
 
-        errors = packaging.shortcut_errors(build.package, kind, build.output, force=build.force)
+        errors = packaging.shortcut_errors(_shortcuts(build), kind, build.output, force=build.force)
         if len(errors) > 0:
             raise collected(type(errors[0]), [problem for error in errors for problem in error.problems])
 
@@ -335,14 +336,13 @@ class Console:
         """Package what was built, as --package asks."""
         from llmcompile.pipeline import packaging
 
-        for text in build.package:
-            options = packaging.shortcut_options(text, build.output, force=build.force)
+        for asked in _shortcuts(build):
             output = self.report.output
             try:
-                self._pack(options)
+                self._pack(packaging.shortcut_options(asked, build.output, force=build.force))
             except LlmCompileError as error:
                 last = error.problems[-1]
-                hint = f"{build.output} is finished; package it by hand: llmcompile package {options.target} --help"
+                hint = f"{build.output} is finished; package it by hand: llmcompile package {asked.target} --help"
                 hints = "\n".join(part for part in (last.hint, hint) if part != "")
                 raise collected(type(error), [*error.problems[:-1], replace(last, hint=hints)]) from error
             self.report.output = output
@@ -1004,6 +1004,14 @@ def _source(manifest: Manifest) -> tuple[str, str | None]:
     """The model an artifact was made from, at the very commit."""
     source = manifest.source
     return source.model.partition("@")[0] if source.commit is not None else source.model, source.commit
+
+
+def _shortcuts(build: BuildOptions) -> list[Shortcut]:
+    """The packages that --package asks for, their options from the environment."""
+    from llmcompile.cli.package import from_environment
+    from llmcompile.pipeline.packaging import Shortcut
+
+    return [Shortcut(*from_environment(text, os.environ)) for text in build.package]
 
 
 def _kind_of(options: Options) -> Kind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -109,6 +109,60 @@ def _option(field: str, hint: Any, flag: Flag) -> Any:
             rich_help_panel=params.PACKAGE,
         ),
     ]
+
+
+def from_environment(text: str, environment: Mapping[str, str]) -> tuple[str, str | None, Any]:
+    """What --package NAME[@VERSION] asks for: the server, its release, and the options its variables hold.
+
+    Raises:
+        OptionsError: No such server, or a variable that is no value of its option.
+    """
+    from llmcompile.errors import OptionsError
+
+    name, _, version = text.partition("@")
+    if name not in TARGETS:
+        expected = f"NAME or NAME@VERSION, NAME one of {', '.join(TARGETS)}"
+        raise OptionsError("--package", text, expected, "llmcompile package --help says what they are")
+    target = TARGETS[name]
+    hints = get_type_hints(target.options)
+    given = {
+        field: _parsed(variable, environment[variable], str(hints[field]), made)
+        for field, made in flags(target.options).items()
+        if (variable := _variable(made.names[0])) in environment
+    }
+    return name, version if version != "" else None, target.options(**given)
+
+
+_SWITCHES = {**dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True), **dict.fromkeys(("0", "false", "off"), False)}
+
+
+def _parsed(variable: str, text: str, hint: str, flag: Flag) -> Any:
+    """A variable's value as its option has it.
+
+    Raises:
+        OptionsError: It is none.
+    """
+    from llmcompile.errors import OptionsError
+
+    problem = OptionsError(variable, repr(text), f"a value of {flag.names[0]}", f"correct or unset {variable}")
+    if len(flag.choices) > 0 and text not in flag.choices:
+        raise problem
+    if "tuple" in hint:
+        return tuple(text.split())
+    if "bool" in hint:
+        if text.lower() not in _SWITCHES:
+            raise problem
+        return _SWITCHES[text.lower()]
+    number = float if "float" in hint else int if "int" in hint else None
+    if number is None:
+        return text
+    try:
+        value = number(text)
+    except ValueError:
+        raise problem from None
+    if flag.minimum is not None and value < flag.minimum:
+        raise problem
+    return value
 
 
 def _command(target: Target[Any]) -> Callable[..., None]:

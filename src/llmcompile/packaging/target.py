@@ -190,6 +190,7 @@ class Target(Generic[O]):
             the newest.
         converts: Flag that stands in ARTIFACT's place, like "--from-rayllm" -> what makes a package of a file's text,
             its name, the options and the request.
+        needs: Fields of the options, of each group of which one must be given; no artifact knows them.
     """
 
     name: str
@@ -206,6 +207,7 @@ class Target(Generic[O]):
     lint: Callable[[Tree, Serving], Iterator[Finding]]
     prefer: Callable[[Artifact, Sequence[str]], str | None] | None = None
     converts: Mapping[str, Callable[[str, str, O, Request], Package]] = field(default_factory=dict)
+    needs: tuple[tuple[str, ...], ...] = ()
 
     def choose(self, kind: Kind, asked: str | None, artifact: Artifact | None = None) -> str:
         """The release a package is for: the one asked for, the one preferred, or the newest that serves the kind.

@@ -410,16 +410,19 @@ def lint(path: Path, serving: Serving, target: str | None) -> tuple[tuple[Target
     return known, [finding for candidate in known for finding in candidate.lint(tree, serving)]
 
 
-def shortcut(text: str) -> tuple[str, str | None]:
-    """NAME or NAME@VERSION of --package.
+@dataclass(frozen=True)
+class Shortcut:
+    """A package that is asked for with a build.
 
-    Raises:
-        OptionsError: No such target.
+    Attributes:
+        target: Name of the server.
+        version: Release of it; None for the one that fits best.
+        settings: The target's options.
     """
-    name, _, version = text.partition("@")
-    if name not in TARGETS:
-        raise OptionsError("--package", text, f"NAME or NAME@VERSION, NAME one of {', '.join(TARGETS)}", "")
-    return name, version if version != "" else None
+
+    target: str
+    version: str | None
+    settings: Any
 
 
 def shortcut_output(output: Path, name: str) -> Path:
@@ -427,27 +430,33 @@ def shortcut_output(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name}-{name}")
 
 
-def shortcut_errors(packages: Sequence[str], kind: Kind, output: Path, *, force: bool) -> list[LlmCompileError]:
+def shortcut_errors(packages: Sequence[Shortcut], kind: Kind, output: Path, *, force: bool) -> list[LlmCompileError]:
     """Why packages asked for with a build will not be made, as far as can be told before it."""
     errors: list[LlmCompileError] = []
-    for text in packages:
+    for asked in packages:
+        target = TARGETS[asked.target]
         try:
-            name, version = shortcut(text)
-            TARGETS[name].choose(kind, version)
-            check_replaceable(shortcut_output(output, name), force=force)
+            target.choose(kind, asked.version)
+            check_replaceable(shortcut_output(output, asked.target), force=force)
         except LlmCompileError as error:
             errors.append(error)
+        for group in target.needs:
+            if all(getattr(asked.settings, name) is None for name in group):
+                names = " or ".join(f"LLMCOMPILE_{name.upper()}" for name in group)
+                flags = " or ".join("--" + name.replace("_", "-") for name in group)
+                again = f"llmcompile package {asked.target} {output} {shortcut_output(output, asked.target)} {flags}"
+                hint = f"set {names}; or package it afterwards: {again}"
+                errors.append(OptionsError(f"--package {asked.target}", f"{names} is not set", "", hint))
     return errors
 
 
-def shortcut_options(text: str, output: Path, *, force: bool) -> PackageOptions:
+def shortcut_options(asked: Shortcut, output: Path, *, force: bool) -> PackageOptions:
     """The options of `llmcompile package NAME OUTPUT OUTPUT-NAME`."""
-    name, version = shortcut(text)
     return PackageOptions(
-        target=name,
+        target=asked.target,
         artifact=output,
-        output=shortcut_output(output, name),
-        settings=TARGETS[name].options(),
-        target_version=version,
+        output=shortcut_output(output, asked.target),
+        settings=asked.settings,
+        target_version=asked.version,
         force=force,
     )

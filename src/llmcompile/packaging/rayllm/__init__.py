@@ -120,6 +120,7 @@ TARGET: Target[RayLLMOptions] = Target(
     version_flag="--rayllm-version",
     serves=MappingProxyType({"hf": ("0.5.0", "0.4.0"), "trtllm-engine": ("0.5.0",)}),
     refusals=_REFUSALS,
+    needs=(("bucket_uri", "model_local_path"),),
     plan=_plan,
     rules=MappingProxyType(
         {
