@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 TESTS ?= tests
+SERVING := .serving
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help demo install test lint types unit docs examples bench build clean
+.PHONY: help demo install test test-serving lint types unit docs examples bench build clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "llmcompile needs Python 3.10 or newer: make PYTHON=python3.11")'
@@ -41,6 +42,17 @@ types: $(STAMP)  ## mypy --strict
 unit: $(STAMP)  ## The test suite
 	$(BIN)/pytest -n auto --dist worksteal -q $(TESTS)
 
+test-serving: $(STAMP)  ## Packages against the servers' own schemas, each in an environment of its own
+	$(BIN)/python tests/serving/make_packages.py $(SERVING)/packages
+	set -e; for folder in tests/serving/*/; do \
+		name=$$(basename $$folder); venv=$(SERVING)/$$name; \
+		test -x $$venv/bin/python || $(PYTHON) -m venv $$venv; \
+		$$venv/bin/pip install -q -r $$folder/requirements.txt; \
+		echo "== $$name"; \
+		PYTHONPATH=src SERVING_PACKAGES=$(CURDIR)/$(SERVING)/packages/$$name \
+			$$venv/bin/python -m pytest -q -c tests/serving/pytest.ini --rootdir tests/serving $$folder; \
+	done
+
 docs: $(STAMP)  ## Write the generated pages
 	$(BIN)/python tools/docs.py
 
@@ -57,4 +69,4 @@ build: $(STAMP)  ## Wheel and sdist
 	$(BIN)/python -m build
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) $(DEMO) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(SERVING) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
