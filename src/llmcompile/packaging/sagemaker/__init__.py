@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from llmcompile.packaging import compose, dotenv, neuron_env
 from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.lmi import LmiOptions
 from llmcompile.packaging.neuron_env import DECODERS, IMAGES, Limits
-from llmcompile.packaging.sagemaker import api, rules, toolkit
 from llmcompile.packaging.sagemaker.hosts import (
     ACCOUNTS,
     INSTANCES,
@@ -27,7 +26,7 @@ from llmcompile.packaging.sagemaker.hosts import (
     image_uri,
     smallest,
 )
-from llmcompile.packaging.sagemaker.rules import (
+from llmcompile.packaging.sagemaker.names import (
     ARCHIVE,
     COMPOSE,
     CONFIG,
@@ -41,11 +40,14 @@ from llmcompile.packaging.sagemaker.rules import (
     MODEL,
     MOUNT,
     OPTIMUM,
+    RULES,
+    TRANSFORMERS,
 )
-from llmcompile.packaging.target import KINDS, Kind, Package, Request, Target, flag
+from llmcompile.packaging.target import KINDS, Finding, Kind, Package, Request, Serving, Target, flag
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
+    from llmcompile.packaging.tree import Tree
 
 _PORT = 8080
 """Where SageMaker asks a container. Source: awslabs/llm-hosting-container@421a60a, start scripts: --port 8080."""
@@ -180,6 +182,8 @@ def plan(artifact: Artifact, options: SageMakerOptions, request: Request) -> Pac
 
 
 def _check(options: SageMakerOptions) -> None:
+    from llmcompile.packaging.sagemaker import api
+
     problems = []
     for name, value, shape, example in (
         ("--model-name", options.model_name, "ModelName", "letters, digits and hyphens, at most 63"),
@@ -235,6 +239,8 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
 
 def _encoder(artifact: Artifact, options: SageMakerOptions, request: Request) -> _Served:
     """By Hugging Face's inference image, which runs a pipeline of transformers."""
+    from llmcompile.packaging.sagemaker import toolkit
+
     for name, value in (
         ("--max-batch-size", options.max_batch_size),
         ("--max-total-tokens", options.max_total_tokens),
@@ -415,6 +421,8 @@ def _check_requests(requests: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         OptionsError: A request is not.
     """
+    from llmcompile.packaging.sagemaker import api
+
     problems = [
         Problem(f"{file}: {fault.path}", fault.found, fault.expected, "change the option it was made of")
         for file, shape in api.REQUESTS.items()
@@ -482,8 +490,10 @@ def _next(options: SageMakerOptions) -> tuple[str, ...]:
 
 def prefer(artifact: Artifact, serving: Sequence[str]) -> str | None:
     """The image with the release of optimum-neuron that made the artifact; of LMI what that target prefers."""
+    from llmcompile.packaging.sagemaker import toolkit
+
     if artifact.kind == "neuron-optimum" and toolkit.is_encoder(artifact.tree):
-        return f"{ENCODERS}{toolkit.RELEASE}"
+        return f"{ENCODERS}{TRANSFORMERS}"
     if artifact.kind == "neuron-optimum":
         made = neuron_env.made_by(artifact)
         return f"{OPTIMUM}{made}" if f"{OPTIMUM}{made}" in serving else None
@@ -494,7 +504,7 @@ def prefer(artifact: Artifact, serving: Sequence[str]) -> str | None:
 
 def _serves() -> Mapping[Kind, tuple[str, ...]]:
     decoders = tuple(f"{OPTIMUM}{release}" for release in DECODERS)
-    made: dict[Kind, tuple[str, ...]] = {"neuron-optimum": (*decoders, f"{ENCODERS}{toolkit.RELEASE}")}
+    made: dict[Kind, tuple[str, ...]] = {"neuron-optimum": (*decoders, f"{ENCODERS}{TRANSFORMERS}")}
     for kind, releases in LMI.serves.items():
         if kind in _FAMILIES:
             made[kind] = (*made.get(kind, ()), *(f"{DJL}{release}" for release in releases))
@@ -508,6 +518,19 @@ _NOT_SERVED: Mapping[Kind, tuple[str, str]] = {
     if kind not in SERVES
 }
 
+
+def detect(tree: Tree) -> bool:
+    """Whether there is a request to create a model, or an environment for one."""
+    return MODEL in tree.files or (ENVIRONMENT in tree.files and CONFIG in tree.files)
+
+
+def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
+    """Every rule's findings."""
+    from llmcompile.packaging.sagemaker import rules
+
+    return rules.lint(tree, serving)
+
+
 TARGET = Target(
     name="sagemaker",
     title="SageMaker",
@@ -515,15 +538,15 @@ TARGET = Target(
     options=SageMakerOptions,
     releases=(
         *(f"{OPTIMUM}{release}" for release in IMAGES),
-        f"{ENCODERS}{toolkit.RELEASE}",
+        f"{ENCODERS}{TRANSFORMERS}",
         *(f"{DJL}{release}" for release in LMI.releases),
     ),
     version_flag=None,
     serves=SERVES,
     refusals=_NOT_SERVED,
     plan=plan,
-    rules=rules.RULES,
-    detect=rules.detect,
-    lint=rules.lint,
+    rules=RULES,
+    detect=detect,
+    lint=lint,
     prefer=prefer,
 )

@@ -14,37 +14,27 @@ from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.neuron_env import IMAGES, Image
 from llmcompile.packaging.sagemaker import api, toolkit
 from llmcompile.packaging.sagemaker.hosts import INSTANCES, SAME_CODE
+from llmcompile.packaging.sagemaker.names import (
+    COMPOSE,
+    CONFIG,
+    DJL,
+    ENCODERS,
+    ENDPOINT,
+    ENV,
+    ENVIRONMENT,
+    FOLDER,
+    JOB,
+    MODEL,
+    MOUNT,
+    NAME_BYTES,
+    OPTIMUM,
+    PROPERTIES,
+    TRANSFORMERS,
+)
 from llmcompile.packaging.target import Finding, Serving
 
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
-
-ENVIRONMENT, ENV, COMPOSE = "environment.json", ".env", "docker-compose.yaml"
-MODEL, CONFIG, ENDPOINT, JOB = api.REQUESTS
-FOLDER, MOUNT, PROPERTIES = "model", "/opt/ml/model", "serving.properties"
-ARCHIVE = "model.tar.gz"
-OPTIMUM, DJL, ENCODERS = "optimum-", "lmi-", "transformers-"
-"""Before a release of optimum-neuron, of LMI, and of transformers in Hugging Face's inference image."""
-NAME_BYTES = 255
-"""Of a file or folder. Source: botocore 1.44.5, documentation of S3ModelDataSource.CompressionType."""
-
-RULES: Mapping[str, str] = {
-    "requests": "Each request is JSON that SageMaker's API takes: members, lengths, counts, choices.",
-    "environment": "The environment is texts, says the same in each file, and is short enough.",
-    "dotenv": "Every line of .env is one that docker and docker compose read alike.",
-    "image": "The request names an image, and it is the one that serves this model.",
-    "role": "The request names a role.",
-    "model-data": "The request says where the model is: an S3 prefix that ends in /, or a tar.gz.",
-    "file-names": "Every file of the model has a name that SageMaker can make a file of.",
-    "names": "The requests name one another's results.",
-    "instance": "The instance has the accelerators that the model was built for.",
-    "timeouts": "Loading and starting have time.",
-    "compose": "The container to try it with has .env and the model where SageMaker puts it.",
-    "devices": neuron_env.DEVICES,
-    **neuron_env.RULES,
-    "precedence": "No variable says otherwise than serving.properties.",
-    "lmi": "The model's folder is a package for LMI that its own rules pass.",
-}
 
 
 @dataclass
@@ -97,7 +87,7 @@ class Seen:
         if image is not None:
             return f"{OPTIMUM}{image.release}"
         if (self.image_uri or "").endswith(toolkit.REPOSITORY):
-            return f"{ENCODERS}{toolkit.RELEASE}"
+            return f"{ENCODERS}{TRANSFORMERS}"
         djl = re.search(r"/djl-inference:(\d{1,3}\.\d{1,3})\.", self.image_uri or "")
         return None if djl is None else f"{DJL}{djl.group(1)}"
 
@@ -123,11 +113,6 @@ class Seen:
         """The image with optimum-neuron, where one serves."""
         release = self.release
         return None if release is None else IMAGES.get(release.removeprefix(OPTIMUM))
-
-
-def detect(tree: Tree) -> bool:
-    """Whether there is a request to create a model, or an environment for one."""
-    return MODEL in tree.files or (ENVIRONMENT in tree.files and CONFIG in tree.files)
 
 
 def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:

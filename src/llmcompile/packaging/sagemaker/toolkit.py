@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 from llmcompile.errors import CheckpointError, UnsupportedError
 from llmcompile.packaging import neuron_env
 from llmcompile.packaging.neuron_env import same_version
+from llmcompile.packaging.sagemaker.names import TRANSFORMERS
 from llmcompile.packaging.target import Finding
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
     from llmcompile.packaging.tree import Tree
 
-RELEASE = "4.55.4"
-"""Of transformers, by which the image is named."""
-REPOSITORY = f"huggingface-pytorch-inference-neuronx:2.8.0-transformers{RELEASE}-neuronx-py310-sdk2.26.0-ubuntu22.04"
+REPOSITORY = (
+    f"huggingface-pytorch-inference-neuronx:2.8.0-transformers{TRANSFORMERS}-neuronx-py310-sdk2.26.0-ubuntu22.04"
+)
 COMPILER = "2.21.18209.0"
 """Of optimum-neuron 0.4.1, which is in it."""
 COMPILED = "model.neuron"
