@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError
-from llmcompile.packaging import compose, dotenv, neuron_env
+from llmcompile.packaging import compose, dotenv, neuron_env, neuron_rules
 from llmcompile.packaging.lmi import TARGET as LMI
 from llmcompile.packaging.neuron_env import IMAGES, Image
 from llmcompile.packaging.sagemaker import api, toolkit
@@ -79,7 +79,7 @@ class Seen:
     @property
     def release(self) -> str | None:
         """What serves: optimum-V or lmi-V; None where nothing says so."""
-        recorded = neuron_env.packaged_version(self.tree)
+        recorded = neuron_rules.packaged_version(self.tree)
         for said in (self.serving.version, recorded):
             if said is not None and said.startswith((OPTIMUM, DJL, ENCODERS)):
                 return said
@@ -94,7 +94,7 @@ class Seen:
     @property
     def runtime(self) -> str | None:
         """The vendor's runtime in the image, as it was said now or when the package was made."""
-        return neuron_env.packaged_runtime(self.tree, self.serving)
+        return neuron_rules.packaged_runtime(self.tree, self.serving)
 
     @property
     def lmi(self) -> bool:
@@ -126,7 +126,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
     yield from _model_data(seen)
     yield from _file_names(seen)
     yield from _names(seen)
-    look = neuron_env.served(
+    look = neuron_rules.served(
         seen.where,
         seen.environment,
         tree,
@@ -139,7 +139,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
     yield from _instance(seen, look)
     yield from _timeouts(seen)
     yield from _compose(seen, look)
-    yield from neuron_env.secrets(_variables(seen))
+    yield from neuron_rules.secrets(_variables(seen))
     if seen.lmi:
         for rule in neuron_env.RULES:
             if rule != "secrets":
@@ -150,7 +150,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
     if seen.encoder:
         yield from toolkit.lint(tree, seen.environment, seen.where, FOLDER, seen.runtime)
     else:
-        yield from neuron_env.lint(look)
+        yield from neuron_rules.lint(look)
     for rule in ("precedence", "lmi"):
         yield Finding(rule, "skipped", FOLDER, "no image of LMI")
 
@@ -361,7 +361,7 @@ def _names(seen: Seen) -> Iterator[Finding]:
         yield Finding("names", "ok", ", ".join(name for name in api.REQUESTS if name in seen.requests), "agree")
 
 
-def _instance(seen: Seen, look: neuron_env.Served) -> Iterator[Finding]:
+def _instance(seen: Seen, look: neuron_rules.Served) -> Iterator[Finding]:
     name = seen.variant.get("InstanceType")
     if name is None:
         yield Finding("instance", "skipped", CONFIG, "no instance type")
@@ -387,7 +387,7 @@ def _instance(seen: Seen, look: neuron_env.Served) -> Iterator[Finding]:
         yield Finding("instance", "ok", subject, f"{instance.name}: {instance.accelerators}", f"{ranks} needed")
 
 
-def _needs(seen: Seen, look: neuron_env.Served) -> tuple[int | None, str]:
+def _needs(seen: Seen, look: neuron_rules.Served) -> tuple[int | None, str]:
     """Accelerators that the model was built for, and whose."""
     if seen.encoder:
         return 1, "inf2"
@@ -436,7 +436,7 @@ def _services(seen: Seen) -> tuple[tuple[compose.Service, ...], str | None]:
         return (), str(error)
 
 
-def _compose(seen: Seen, look: neuron_env.Served) -> Iterator[Finding]:
+def _compose(seen: Seen, look: neuron_rules.Served) -> Iterator[Finding]:
     file = compose.find(seen.tree)
     services, problem = _services(seen)
     if file is None:
@@ -460,7 +460,7 @@ def _compose(seen: Seen, look: neuron_env.Served) -> Iterator[Finding]:
     if seen.lmi and look.record is None:
         yield Finding("devices", "skipped", file, "an image of LMI")
     else:
-        yield from neuron_env.devices(look, servers, file)
+        yield from neuron_rules.devices(look, servers, file)
 
 
 def _precedence(seen: Seen) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, UnsupportedError
-from llmcompile.packaging import neuron_env
+from llmcompile.packaging import neuron_env, neuron_rules
 from llmcompile.packaging.neuron_env import same_version
 from llmcompile.packaging.sagemaker.names import TRANSFORMERS
 from llmcompile.packaging.target import Finding
@@ -90,7 +90,7 @@ def lint(tree: Tree, variables: Mapping[str, str], where: str, folder: str, runt
     else:
         yield Finding("model", "ok", where, "/opt/ml/model")
     missing = [name for name in (COMPILED, "config.json") if name not in inner.files]
-    if all(name not in inner.files for name in neuron_env.TOKENIZERS):
+    if all(name not in inner.files for name in neuron_rules.TOKENIZERS):
         missing.append("tokenizer.json")
     for name in missing:
         yield Finding("files", "failed", f"{folder}/{name}", "no such file", "the model", "copy the artifact again")
