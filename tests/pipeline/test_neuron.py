@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from conftest import Result, Run
 
 SHAPES = ("--batch_size", 1, "--sequence_length", 16)
+META = Path(__file__).parents[1] / "golden/trtllm/llama_meta_mp2/hf"
 LAYOUTS = ("nxd", "sdk-2.16", "lmi-split", "lmi-cache")
 
 
@@ -494,6 +495,25 @@ def test_four_cores_share_two_key_heads(run: Run, llama: Path, tmp_path: Path) -
 
     assert result.code == 0, result.err
     assert manifest(tmp_path / "out")["validation"]["passed"] is True
+
+
+def test_metas_own_files_are_lowered_and_proved(run: Run, tmp_path: Path) -> None:
+    """Two consolidated pickles, cut in another way than for the two cores, beside transformers' model."""
+    result = lower(run, META, tmp_path / "out", "--num_cores", 2)
+
+    assert result.code == 0, result.err
+    found = manifest(tmp_path / "out")
+    assert (found["model"]["architecture"], found["validation"]["passed"]) == ("meta_llama", True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_metas_own_files_have_no_names_for_a_split_layout(layout: str, run: Run, tmp_path: Path) -> None:
+    """Said by the plan, before anything is lowered."""
+    result = lower(run, META, tmp_path / "out", "--layout", layout)
+
+    assert result.code == 4
+    assert f"--layout: {layout}" in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_writes_nothing_and_loads_no_torch(llama: Path, tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ def _refusals(architecture: Architecture, dims: Dims, options: NeuronOptions, dt
         yield Problem(
             "config.json: quantization_config", found, "float weights", "start from the unquantized checkpoint"
         )
+    if architecture.name == "meta_llama" and options.layout not in (None, "nxd"):
+        found = f"{options.layout}, which keeps the model's tensors by transformers' names, of a checkpoint of Meta's"
+        yield Problem("--layout", found, "nxd", "use --layout nxd, or convert_llama_weights_to_hf.py of transformers")
     if dtype not in DTYPES.values():
         found = f"weights of type {dtype.name}"
         yield Problem("--torch-dtype", found, f"one of {', '.join(DTYPES)}", "--torch-dtype bfloat16")
