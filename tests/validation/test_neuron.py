@@ -23,7 +23,10 @@ from llmcompile.errors import MismatchError, Problem
 from llmcompile.exporters.neuron.split import write_split
 from llmcompile.validation import neuron, xla
 from llmcompile.validation.checks import Check, problems_of
+from llmcompile.validation.compare import compare
 from llmcompile.validation.neuron import Subject, check_split, predict, validate
+from llmcompile.validation.neuron_artifact.decoder import Answers
+from llmcompile.validation.tolerances import Tolerance
 from llmcompile.writing import WorkDirectory
 
 Break = Callable[[Subject], Any]
@@ -259,6 +262,40 @@ def test_only_what_reads_the_wrong_cache_fails(broken: Subject) -> None:
         "context_encoding_4, prompts of 1 and 4 tokens, then 2 tokens more",
         "5 greedy tokens after prompts of 4 and 2 tokens, the first a text",
     }
+
+
+def test_graphs_that_take_minutes_run_once_each_aloud(made: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most telling prompts of each, and greedy tokens as ever."""
+    monkeypatch.setattr(neuron, "_MULTIPLICATIONS", 0)
+
+    items = list(validate(made, atol=None, rtol=None, trust_remote_code=False))
+
+    assert items[0] == "graphs of 4 tokens and more ran on one batch each, since a run takes minutes here"
+    assert [item.input for item in items if isinstance(item, Check)][:3] == [
+        "context_encoding_8, prompts of 7 and 1 token, then 1 token more",
+        "context_encoding_4, prompts of 4 and 3 tokens, then 2 tokens more",
+        "5 greedy tokens after prompts of 4 and 2 tokens, the first a text",
+    ]
+
+
+@pytest.mark.parametrize(("behind", "passed"), [(0.19, True), (0.21, False)])
+def test_a_chosen_token_may_be_behind_by_twice_the_limit(behind: float, passed: bool) -> None:
+    """Of a logit, in the model's own eyes: two that are nearly equal may change places."""
+    model = torch.tensor([[[1.0, 1.0 - behind, -3.0]]])
+    graph = torch.tensor([[[0.9, 1.0, -3.0]]])
+    limit = Tolerance(atol=0.1, rtol=0.0, reason="r")
+    logits = Check(
+        input="i",
+        reference="r",
+        comparison=compare({"logits": model}, {"logits": graph}, {"logits": limit}),
+        decisive=True,
+    )
+    answers = Answers(sequences=torch.zeros(1, 2), positions=torch.ones(1, 1), logits=graph, disagreement=0.0)
+
+    found = neuron._favourites(logits, model, answers)
+
+    assert found.decisive
+    assert found.comparison.passed == passed
 
 
 def test_a_row_of_the_embedding_that_no_prompt_has_is_compared(broken: Subject) -> None:
