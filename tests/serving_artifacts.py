@@ -155,7 +155,10 @@ def model_py(folder: Path) -> Path:
 
 _ENGINE = ("--runtime-version", "1.2.1")
 _RAYLLM = ("--model-id", "org/tiny-llama", "--bucket-uri", "s3://bucket/tiny-llama/")
-_SAGEMAKER = ("--role-arn", "arn:aws:iam::123456789012:role/serving", "--s3-uri", "s3://bucket/tiny-llama/")
+_SAGEMAKER = (
+    *("--role-arn", "arn:aws:iam::123456789012:role/serving"),
+    *("--s3-uri", "s3://bucket/tiny-llama/", "--region", "us-east-1"),
+)
 _FLAGS: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("lmi", "trtllm-engine"): _ENGINE,
     ("rayllm", ""): _RAYLLM,

@@ -62,13 +62,15 @@ def _spellings(*names: str) -> tuple[str, ...]:
 
 def _version_opt(target: Target[Any]) -> Any:
     own = () if target.version_flag is None else (target.version_flag,)
+    served = {release for releases in target.serves.values() for release in releases}
+    releases = ", ".join(release for release in target.releases if release in served)
     return Annotated[
         str | None,
         typer.Option(
             *_spellings("--target-version", *own),
             envvar="LLMCOMPILE_TARGET_VERSION",
             metavar="VERSION",
-            help=f"Release of {target.title}: {', '.join(target.releases)}. The newest that fits, by default.",
+            help=f"Release of {target.title}: {releases}. The one that fits best, by default.",
             rich_help_panel=params.PACKAGE,
         ),
     ]
