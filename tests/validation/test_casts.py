@@ -158,6 +158,16 @@ def test_all_leaves_the_sums_of_a_reduction_in_float32() -> None:
     np.testing.assert_allclose(found, 41.0, rtol=0.01)
 
 
+def test_what_only_moves_values_is_not_rounded_again() -> None:
+    """A number that was rounded stays so wherever it goes."""
+    x = numbers(4, 6)
+    graph = lowered(lambda x: (x.T.reshape(2, 12),), x)
+
+    cast = rounded(graph, "all", "bf16")
+
+    assert [one.opcode for one in cast.instructions].count("reduce-precision") == 1
+
+
 def test_all_rounds_inside_loops() -> None:
     """Every turn of a loop rounds what it made, as unrolled code would."""
     x = np.array([1.0, 1.1, 1.7], np.float32)

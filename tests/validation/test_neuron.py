@@ -543,11 +543,15 @@ def test_hidden_states_and_attentions_are_compared_if_asked_for(tmp_path: Path) 
 
 
 def test_a_16_bit_encoder_passes(tmp_path: Path) -> None:
-    """In both kinds of arithmetic, as a decoder."""
+    """In both kinds of arithmetic, as a decoder; its own within what that costs the model."""
     checks, problems = found(encoded("token-classification", tmp_path, dtype="bfloat16"))
 
     assert problems == []
     assert sum("float32 arithmetic" in check.input for check in checks) == 2
+    proofs = [check for check in checks if check.decisive and "float32 arithmetic" not in check.input]
+    assert [check.comparison.verdicts[0].reason for check in proofs] == [
+        "8 times what bf16 arithmetic does to this output of the model in transformers"
+    ] * 2
 
 
 def test_a_dynamic_batch_is_run_in_chunks(embedder: Subject) -> None:
