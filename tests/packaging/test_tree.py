@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -86,6 +87,57 @@ def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
     tree = from_folder(folder)
 
     assert (tree.files["link"], tree.text("link")) == (2, "ü")
+
+
+def test_a_pipe_is_no_file(folder: Path) -> None:
+    """To read it would be to wait for whoever writes into it."""
+    os.mkfifo(folder / "entry.yaml")
+
+    assert "entry.yaml" not in from_folder(folder).files
+
+
+def test_a_file_that_cannot_be_read_is_named() -> None:
+    """It may be another user's, or gone since the folder was listed."""
+
+    def load(path: str) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(CheckpointError, match=r"t/a: cannot be read: Permission denied"):
+        Tree("t", {"a": 1}, frozenset(), load).read("a")
+
+
+def test_small_members_are_kept_while_an_archive_is_listed(tmp_path: Path) -> None:
+    """What is compressed can only be read from its beginning, past all the weights."""
+    path = archive(tmp_path / "m.tar.gz", "weights", "serving.properties")
+    tree = from_archive(path)
+    path.unlink()
+
+    assert tree.text("serving.properties") == "serving.properties"
+
+
+def test_of_two_members_with_one_name_the_later_counts(tmp_path: Path) -> None:
+    """As it does when the archive is unpacked, however large it is."""
+    with tarfile.open(tmp_path / "m.tar", "w") as made:
+        for content in (b"first", b"x" * (2 << 20)):
+            member = tarfile.TarInfo("a.txt")
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+
+    assert from_archive(tmp_path / "m.tar").read("a.txt") == b"x" * (2 << 20)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    """Wherever in its compressed bytes the damage is."""
+    path = archive(tmp_path / "m.tar.gz", *(f"{n:04}{'x' * 80}" for n in range(200)))
+    content = bytearray(path.read_bytes())
+    for place in range(20, len(content) - 8, 97):
+        path.write_bytes(bytes(content[:place]) + b"\xff" * 8 + bytes(content[place + 8 :]))
+        try:
+            tree = from_archive(path)
+            for name in tree.files:
+                tree.read(name)
+        except CheckpointError:
+            continue
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:

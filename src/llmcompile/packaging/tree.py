@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +16,9 @@ from llmcompile.errors import CheckpointError
 
 READ_BYTES = 32 << 20
 """The largest file that is ever read whole: a tokenizer.json of a large vocabulary has about 20 MiB."""
+_KEPT_BYTES = 1 << 20
+"""Up to this, a member of an archive is kept when the archive is listed: what is compressed has no other beginning."""
+_KEPT_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,18 @@ class Tree:
         """The bytes of a file.
 
         Raises:
-            CheckpointError: It is not there, or larger than `READ_BYTES`.
+            CheckpointError: It is not there, larger than `READ_BYTES`, or cannot be read.
         """
         size = self.files.get(path)
         if size is None:
             raise CheckpointError(f"{self.name}/{path}", "no such file", hint="check the path")
         if size > READ_BYTES:
             raise CheckpointError(f"{self.name}/{path}", f"{size} bytes", f"at most {READ_BYTES} for a text file")
-        return self.load(path)
+        try:
+            return self.load(path)
+        except OSError as error:
+            found = f"cannot be read: {error.strerror}"
+            raise CheckpointError(f"{self.name}/{path}", found, "a file", "check its permissions") from error
 
     def text(self, path: str) -> str:
         """A file as UTF-8; bytes that are not become U+FFFD, so that a rule can name them.
@@ -74,6 +84,8 @@ class Tree:
 def from_folder(root: Path) -> Tree:
     """A folder on disk; links in it are followed, as a server would, and refused when read if they lead out of it.
 
+    What is neither a file nor a folder is left out: to read a pipe is to wait for its writer.
+
     Raises:
         CheckpointError: There is no such folder.
     """
@@ -85,7 +97,7 @@ def from_folder(root: Path) -> Tree:
         relative = path.relative_to(root).as_posix()
         if path.is_dir():
             folders.add(relative)
-        elif path.exists():
+        elif path.is_file():
             files[relative] = path.stat().st_size
     return Tree(str(root), files, frozenset(folders), lambda path: contained(root, path).read_bytes())
 
@@ -96,9 +108,16 @@ def from_archive(path: Path) -> Tree:
     Raises:
         CheckpointError: It cannot be read as a tar archive.
     """
+    members: list[tarfile.TarInfo] = []
+    kept: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as archive:
-            members = archive.getmembers()
+            for member in archive:
+                members.append(member)
+                # Of two members with one name the later counts, also where it is not kept.
+                kept.pop(_plain(member.name), None)
+                if member.isfile() and member.size <= _KEPT_BYTES and len(kept) < _KEPT_FILES:
+                    kept[_plain(member.name)] = _content(archive, member)
     except (OSError, EOFError, tarfile.TarError) as error:
         found = f"not a tar archive: {error}"
         raise CheckpointError(str(path), found, "a folder or model.tar.gz", "check the path") from error
@@ -108,12 +127,21 @@ def from_archive(path: Path) -> Tree:
     folders.update(parent for name in named for parent in _parents(name))
 
     def load(name: str) -> bytes:
+        if name in kept:
+            return kept[name]
         with tarfile.open(path) as archive:
-            stream = archive.extractfile(named[name])
-            assert stream is not None
-            return stream.read()
+            return _content(archive, named[name])
 
     return Tree(str(path), files, frozenset(folders), load)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None
+    try:
+        return stream.read()
+    except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
+        raise OSError(errno.EIO, f"damaged: {error}") from error
 
 
 def _plain(name: str) -> str:
