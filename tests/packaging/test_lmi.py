@@ -769,6 +769,7 @@ FURTHER: Mapping[str, tuple[str, str, Breaker]] = {
     "no verify": ("verify-file", "ft", _without("2-gpu/verify")),
     "a torn tensor": ("rank-files", "ft", _without("2-gpu/model.layers.0.attention.dense.weight.1.bin")),
     "no table": ("split-weights", "split", _with("pytorch_model.bin/key_to_filename.json", b"[")),
+    "no weights": ("model-files", "hf", _without("model.safetensors")),
     "no tokenizer for an engine": ("model-files", "repository", _without("tensorrt_llm/tokenizer_config.json")),
     "a relative folder of graphs": (
         "compiled-graphs",
@@ -782,6 +783,26 @@ FURTHER: Mapping[str, tuple[str, str, Breaker]] = {
         lambda files: {**_line("option.s3url=s3://b/p/")(files)},
     ),
 }
+
+
+def test_entries_that_cannot_be_read_are_not_called_right() -> None:
+    """A token behind an escape that Java refuses: the rules that look for it say that they could not."""
+    files, version = good("hf")
+    broken = _line("option.x=\\u12\nHF_TOKEN=hf_aaaaaaaaaaaaaaaaaaaaaaaa")(files)
+
+    assert failures(broken, version) == {"properties-dialect"}
+    assert set().union(*(status(broken, rule, version) for rule in ("credentials", "known-keys", "s3url"))) == {
+        "skipped"
+    }
+
+
+def test_a_degree_beyond_any_machine_is_a_finding() -> None:
+    """It is compared with the ranks that there are, and no list of it is made."""
+    files, version = good("flat")
+    engine_of = json.loads(files["config.json"])
+    engine_of["pretrained_config"]["mapping"]["tp_size"] = 1 << 60
+
+    assert "rank-files" in failures({**files, "config.json": encoded(engine_of)}, version)
 
 
 @pytest.mark.parametrize("case", sorted(FURTHER))

@@ -731,10 +731,20 @@ def renamed(files: Files) -> None:
     files["serve.yaml"] = files["serve.yaml"].replace(name.encode(), b"model.yaml")
 
 
+def aliases(depth: int) -> bytes:
+    """YAML of a few hundred bytes that is 9 to the power of `depth` words once its aliases are followed."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, depth)]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
 _PROMPT = ("engine_config", "generation", "prompt_format")
 _TEMPLATE = encoded({"chat_template": CHATML.replace("im_start", "im_begin")})
 BROKEN: dict[str, list[tuple[str, Breaker]]] = {
-    "yaml": [("vllm", file("other.yaml", b"engine_config: ["))],
+    "yaml": [
+        ("vllm", file("other.yaml", b"engine_config: [")),
+        ("vllm", file("other.yaml", aliases(9) + b"engine_config: {model_id: *a8}")),
+    ],
     "schema": [
         ("vllm", without("scaling_config", "num_workers")),
         ("trtllm", change("engine_config", "max_tokens", to=3)),
@@ -823,6 +833,9 @@ BROKEN: dict[str, list[tuple[str, Breaker]]] = {
         ("vllm", config(rope_parameters={"rope_theta": 500000.0})),
         ("vllm", file("mirror/tokenizer.json", b'{"model": {"merges": [["a", "b"]]}}')),
         ("sharded", file("mirror/consolidated.safetensors", b"")),
+        ("sharded", lambda files: files.__delitem__("mirror/model-1.safetensors")),
+        ("vllm", lambda files: files.__delitem__("mirror/model.safetensors")),
+        ("embedding", file("mirror/model.safetensors", b"")),
         ("embedding", config(hidden_size=768)),
         ("embedding", config(type_vocab_size=1)),
     ],

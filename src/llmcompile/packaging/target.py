@@ -6,7 +6,7 @@ A target is one file in this package that ends in a `Target`, and one line in `t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -227,7 +227,7 @@ class Target(Generic[O]):
         if asked is None:
             preferred = None if self.prefer is None or artifact is None else self.prefer(artifact, serving)
             return serving[0] if preferred is None else preferred
-        chosen = _release(asked, self.releases)
+        chosen = release_of(asked, self.releases)
         if chosen in serving:
             assert chosen is not None
             return chosen
@@ -243,8 +243,8 @@ def without_neuron(why: str) -> dict[Kind, tuple[str, str]]:
     return {kind: (why, instead) for kind, instead in _NEURON_ELSEWHERE.items()}
 
 
-def _release(asked: str, releases: Sequence[str]) -> str | None:
-    """The release a version is of: "0.33.0" and "0.33" are both of "0.33"."""
+def release_of(asked: str, releases: Iterable[str]) -> str | None:
+    """The release a version is of: "0.33.0" and "0.33" are both of "0.33"; None for one of none of them."""
     for release in releases:
         if asked == release or asked.startswith(f"{release}."):
             return release

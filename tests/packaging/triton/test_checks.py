@@ -19,6 +19,10 @@ ENGINE = "tensorrt_llm/config.pbtxt"
 ENSEMBLE = "ensemble/config.pbtxt"
 FT = "fastertransformer/config.pbtxt"
 YAML = "tensorrt_llm/1/model.yaml"
+ALIASES = b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n".encode() for n in range(1, 9)
+)
+"""A few hundred bytes that are 387 million words once the aliases are followed."""
 Broken = tuple[str, Callable[[r.Files], None]]
 
 BROKEN: dict[str, Broken] = {
@@ -130,6 +134,23 @@ MORE: dict[str, tuple[str, str, Callable[[r.Files], None]]] = {
         "model-yaml",
         "llmapi",
         r.edit(YAML, "max_batch_size: 0", "max_batch_size: 8"),
+    ),
+    "a shard that is not there": (
+        "model-yaml",
+        "llmapi",
+        lambda files: files.update(
+            {"tensorrt_llm/1/model/model.safetensors.index.json": b'{"weight_map": {"a": "model-2.safetensors"}}'}
+        ),
+    ),
+    "a model.yaml of aliases": (
+        "model-yaml",
+        "llmapi",
+        lambda files: files.update({YAML: ALIASES + b"triton_config: {decoupled: false, max_batch_size: *a8}"}),
+    ),
+    "a rank of one tensor": (
+        "fastertransformer",
+        "ft",
+        lambda files: files.update({"fastertransformer/1/2-gpu/model.layers.1.dense.weight.0.bin": b"zero"}),
     ),
     "no decoupled": ("model-yaml", "llmapi", r.edit(YAML, "decoupled", "decoupling")),
     "no checkpoint": ("model-yaml", "llmapi", r.remove("tensorrt_llm/1/model/model.safetensors")),

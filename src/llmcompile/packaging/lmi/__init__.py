@@ -107,7 +107,7 @@ RULES: Mapping[str, str] = {
     "environment": "no environment file beside it says otherwise",
     "layout": "the model lies as the release looks for it",
     "build-config": "a flat engine's config.json has build_config",
-    "model-files": "configuration and tokenizer are where the handler opens them",
+    "model-files": "configuration, tokenizer and weights are where the handler opens them",
     "rank-files": "every rank of tp x pp has its files",
     "split-weights": "every file of a split Neuron checkpoint is there",
     "tensor-parallel": "tensor_parallel_degree is the model's own",

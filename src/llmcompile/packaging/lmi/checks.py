@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmcompile.packaging.lmi import model_checks, properties_checks
-from llmcompile.packaging.lmi.seen import Seen, see
+from llmcompile.packaging.lmi.seen import FILE, Seen, see, skipped
 from llmcompile.packaging.target import Finding, Serving
 
 if TYPE_CHECKING:
@@ -45,9 +45,31 @@ _CHECKS: Mapping[str, Callable[[Seen], Iterator[Finding]]] = {
 }
 
 
+_OF_ENTRIES = frozenset(
+    {
+        "known-keys",
+        "credentials",
+        "engine",
+        "entry-point",
+        "handler-mode",
+        "dynamic-batch",
+        "model-id",
+        "s3url",
+        "environment",
+        "tensor-parallel",
+        "batch-size",
+        "sequence-length",
+        "dtype",
+        "compiled-graphs",
+    }
+)
+"""Rules that go by entries of serving.properties: without any, what they do not find says nothing."""
+
+
 def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
     """Every rule's findings."""
     seen = see(tree, serving)
     for name, check in _CHECKS.items():
-        for found in check(seen):
+        unread = seen.entries == {} and name in _OF_ENTRIES
+        for found in [skipped(FILE, "no entry that could be read")] if unread else check(seen):
             yield replace(found, rule=name)

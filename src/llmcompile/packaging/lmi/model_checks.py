@@ -21,8 +21,8 @@ from llmcompile.packaging.lmi.seen import (
     whole,
 )
 from llmcompile.packaging.target import Finding
+from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors
 
-_RANKED = re.compile(r"(.+)\.([0-9]{1,6})\.bin")
 _DTYPES = ("fp32", "fp16", "bf16")
 _SPELLED = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "f32": "fp32", "f16": "fp16", "half": "fp16"}
 _CACHE = re.compile(r"compiled/neuronxcc-([^/]+)/.*")
@@ -65,7 +65,10 @@ def model_files(seen: Seen) -> Iterator[Finding]:
         strict = layout == "repository" and path.endswith("tokenizer_config.json")
         found = "no such file" + (": the server does not take the folder for an engine without it" if strict else "")
         yield failed(path, found, "the model's own", "copy it from the model")
-    if missing == []:
+    lacking = missing_weights(seen.tree) if layout == "hf" and seen.model_id is None else None
+    if lacking is not None:
+        yield failed(seen.tree.name, lacking, "every file of the weights", "copy them from the model")
+    if missing == [] and lacking is None:
         yield ok(", ".join(wanted), "there")
 
 
@@ -84,7 +87,7 @@ def rank_files(seen: Seen) -> Iterator[Finding]:
             yield skipped(subject, f"{len(ranks)} engines; how many there should be is not said", "set the degree")
             return
         expected = f"rank 0 to {degree * stages - 1}: tp {degree} x pp {stages}"
-        if ranks == list(range(degree * stages)):
+        if are_all(ranks, degree * stages):
             yield ok(subject, f"{len(ranks)}, tp {degree} x pp {stages}")
         else:
             listed = ", ".join(str(rank) for rank in ranks[:_LISTED]) or "none"
@@ -108,12 +111,8 @@ def _ft_ranks(seen: Seen) -> Iterator[Finding]:
         expected = f"{wanted}/config.ini: tp {degree} x pp {seen.stages}"
         yield failed(wanted, f"folders: {there[:SHOWN]}", expected, "set the degree that the files were made for")
         return
-    ranks: dict[str, set[int]] = {}
-    for path in seen.tree.under(wanted).files:
-        found = _RANKED.fullmatch(path)
-        if found is not None:
-            ranks.setdefault(found[1], set()).add(int(found[2]))
-    torn = [name for name, held in ranks.items() if held != set(range(degree))]
+    ranks = ranked_tensors(seen.tree.under(wanted).files)
+    torn = [name for name, held in ranks.items() if not are_all(held, degree)]
     for name in torn[:_LISTED]:
         found_ranks = ", ".join(str(rank) for rank in sorted(ranks[name])[:_LISTED])
         hint = "set the degree that the files were made for, or copy them again"
@@ -377,7 +376,7 @@ def verify_file(seen: Seen) -> Iterator[Finding]:
             yield failed(path, found, "MODEL-DTYPE-TP-PP", hint)
             continue
         text = seen.tree.text(path) if seen.tree.files[path] <= 1 << 16 else ""
-        said = FT_WEIGHTS.get(seen.option("dtype") or "fp32", "")
+        said = FT_WEIGHTS.get(seen.entries.get("option.dtype", "fp32"), "")
         ending = f"-{said}-{seen.degree if seen.degree is not None else 1}-{seen.stages}"
         if text.strip() == "":
             yield failed(path, "empty, or too large", "MODEL-DTYPE-TP-PP", hint)
@@ -436,7 +435,7 @@ def compiled_graphs(seen: Seen) -> Iterator[Finding]:
     caches = sorted({match[1] for match in named if match is not None})
     direct = [name for name in seen.tree.matching("compiled/*.neff") if name.count("/") == 1]
     environment = dict(
-        part.strip().split("=", 1) for part in (seen.option("env") or "").split(",") if "=" in part.strip()
+        part.strip().split("=", 1) for part in seen.entries.get("option.env", "").split(",") if "=" in part.strip()
     )
     cache = environment.get("NEURON_COMPILE_CACHE_URL")
     expected = f"{seen.mount}/compiled"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError
 from llmcompile.packaging import properties
+from llmcompile.packaging.documents import json_object
 from llmcompile.packaging.lmi.releases import FT, MOUNT, NEURON, RELEASES, VLLM, Release
-from llmcompile.packaging.target import Finding, Serving, Status
+from llmcompile.packaging.target import Finding, Serving, Status, release_of
 
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
@@ -144,13 +144,8 @@ class Seen:
 
     def json(self, path: str) -> Mapping[str, Any]:
         """A JSON object; empty where there is none that can be read."""
-        if path not in self.tree.files:
-            return {}
-        try:
-            content = json.loads(self.tree.text(path))
-        except (CheckpointError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        content = json_object(self.tree, path)
+        return {} if content is None else content
 
     @property
     def built(self) -> Mapping[str, Any]:
@@ -203,17 +198,11 @@ def see(tree: Tree, serving: Serving) -> Seen:
         lead,
         content,
         entries,
-        _release(asked),
+        release_of(asked, RELEASES) if isinstance(asked, str) else None,
         serving.runtime_version if serving.runtime_version is not None else _runtime(packaged),
         mount.rstrip("/") if isinstance(mount, str) else MOUNT,
         record,
     )
-
-
-def _release(asked: object) -> str | None:
-    if not isinstance(asked, str):
-        return None
-    return next((name for name in RELEASES if asked == name or asked.startswith(f"{name}.")), None)
 
 
 def _runtime(packaged: Mapping[str, Any]) -> str | None:

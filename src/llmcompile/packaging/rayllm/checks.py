@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +12,12 @@ from typing import Any, NamedTuple
 
 from llmcompile.errors import CheckpointError, ToolchainError, UnsupportedError
 from llmcompile.packaging import prompt_format
+from llmcompile.packaging.documents import YAML_CHARACTERS, json_object
 from llmcompile.packaging.rayllm import facts
-from llmcompile.packaging.rayllm.schema import ENGINES, ENTRY_BYTES, Flaw, PromptFormat, flaws, parse
-from llmcompile.packaging.target import Finding, Serving, Status
+from llmcompile.packaging.rayllm.schema import ENGINES, Flaw, PromptFormat, flaws, parse
+from llmcompile.packaging.target import Finding, Serving, Status, release_of
 from llmcompile.packaging.tree import Tree
+from llmcompile.packaging.weights import are_all, missing_weights
 
 _YAML = (".yaml", ".yml", ".json")
 _ENTRY = re.compile(r"""^["' \t{]*engine_config["']?\s*:""", re.MULTILINE)
@@ -133,7 +134,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
 def _texts(tree: Tree) -> Iterator[tuple[str, str]]:
     for path, size in tree.files.items():
         outside = not path.startswith(f"{_MIRROR}/") and path != _MANIFEST
-        if path.endswith(_YAML) and outside and size <= ENTRY_BYTES:
+        if path.endswith(_YAML) and outside and size <= YAML_CHARACTERS:
             yield path, tree.text(path)
 
 
@@ -155,7 +156,7 @@ def _view(tree: Tree, serving: Serving) -> _View:
             serves[path] = content
         else:
             entries.append(_Entry(path, content, flaws(content)))
-    record = _object(tree, _MANIFEST)
+    record = json_object(tree, _MANIFEST)
     package = record.get("package") if record is not None else None
     package = package if isinstance(package, dict) and package.get("target") == "rayllm" else {}
     asked = serving.version if serving.version is not None else package.get("version")
@@ -166,19 +167,11 @@ def _view(tree: Tree, serving: Serving) -> _View:
         serves=serves,
         broken=broken,
         mirror=mirror,
-        config=None if mirror is None else _object(mirror, "config.json"),
+        config=None if mirror is None else json_object(mirror, "config.json"),
         record={} if record is None else record,
-        version=next((known for known in facts.RELEASES if f"{asked}.".startswith(f"{known}.")), None),
+        version=release_of(asked, facts.RELEASES) if isinstance(asked, str) else None,
         runtime=runtime if isinstance(runtime, str) else None,
     )
-
-
-def _object(tree: Tree, path: str) -> Mapping[str, Any] | None:
-    try:
-        content = json.loads(tree.read(path))
-    except (CheckpointError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _yaml(view: _View) -> Iterator[_Found]:
@@ -352,7 +345,7 @@ def _ranks(view: _View, subject: str, asked: int) -> Iterator[_Found]:
     else:
         sizes = (view.built.get("tensor_parallel", 1), view.built.get("pipeline_parallel", 1))
     tp, pp = (1 if facts.whole(size) is None else size for size in sizes)
-    if view.ranks != tuple(range(tp * pp)):
+    if not are_all(view.ranks, tp * pp):
         found = f"rank files {', '.join(map(str, view.ranks)) or 'none'}"
         yield _Found("failed", _MIRROR, found, f"0 to {tp * pp - 1}: tp {tp} x pp {pp}", "copy the whole engine")
     elif asked != tp * pp:
@@ -595,6 +588,10 @@ def _loads(view: _View) -> Iterator[_Found]:
         if entry.engine == "TRTLLMEngine":
             yield _Found("skipped", entry.path, "an engine loads where it was built; see runtime")
             continue
+        lacking = missing_weights(mirror)
+        if lacking is not None:
+            yield _Found("failed", _MIRROR, lacking, "every file of the weights", "copy them from the checkpoint")
+            continue
         if view.version is None:
             yield _Found("skipped", entry.path, "no release named", "", _NAME_IT)
             continue
@@ -630,7 +627,7 @@ def _vllm(mirror: Tree, config: Mapping[str, Any], vllm: str) -> Iterator[_Found
     if isinstance(scaling, dict) and not {"type", "factor"} <= scaling.keys():
         found = f"keys {', '.join(sorted(map(str, scaling)))}"
         yield _Found("failed", f"{subject}: rope_scaling", found, f"type and factor, which vLLM {vllm} reads", hint)
-    index = _object(mirror, "model.safetensors.index.json")
+    index = json_object(mirror, "model.safetensors.index.json")
     listed = index.get("weight_map") if index is not None else None
     if isinstance(listed, dict):
         stray = sorted({*mirror.matching("*.safetensors")} - {str(file) for file in listed.values()})
@@ -647,7 +644,7 @@ def _rope(config: Mapping[str, Any]) -> Iterator[_Found]:
 
 
 def _tokenizer(mirror: Tree) -> Iterator[_Found]:
-    content = _object(mirror, "tokenizer.json")
+    content = json_object(mirror, "tokenizer.json")
     model = content.get("model") if content is not None else None
     merges = model.get("merges") if isinstance(model, dict) else None
     if isinstance(merges, list) and any(isinstance(pair, list) for pair in merges[:1]):

@@ -17,19 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmcompile.errors import CheckpointError, Problem, collected
+from llmcompile.packaging.documents import yaml_value
 
-ENTRY_BYTES = 1 << 20
-"""The longest entry that is parsed."""
 Effect = Literal["refused", "ignored", "start", "request", "guessed"]
 """What RayLLM does about a flaw: it refuses the entry, goes on as if the key were not there, fails when the model
 starts, fails at every chat, or supplies what is missing by the list that the entry is in."""
-# PyYAML's constructors of tagged scalars raise these as they are; RecursionError comes from deep nesting.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError)
 _START = frozenset({"scheduler_policy", "logger_level", "placement_strategy"})
 
 
@@ -292,15 +288,12 @@ def parse(text: str, name: str) -> object:
     """The content of a YAML or JSON file, as RayLLM's safe loader has it.
 
     Raises:
-        CheckpointError: It cannot be parsed, or is longer than `ENTRY_BYTES`.
+        CheckpointError: It cannot be parsed, or is larger than `documents.yaml_value` takes.
     """
-    if len(text) > ENTRY_BYTES:
-        raise CheckpointError(name, f"{len(text)} characters", f"at most {ENTRY_BYTES}", "check the file")
     try:
-        return yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        found = f"not YAML: {' '.join(str(error).split()) or type(error).__name__}"
-        raise CheckpointError(name, found, "a RayLLM registry entry", "correct the file") from error
+        return yaml_value(text)
+    except ValueError as error:
+        raise CheckpointError(name, str(error), "a RayLLM registry entry", "correct the file") from error
 
 
 def flaws(content: object) -> tuple[Flaw, ...]:

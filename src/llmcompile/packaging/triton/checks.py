@@ -6,11 +6,11 @@ ensemble_utils.cc; of each backend's demands, what the module that writes its co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmcompile.errors import LlmCompileError
+from llmcompile.packaging.documents import yaml_value
 from llmcompile.packaging.target import Finding, Serving, Status
 from llmcompile.packaging.triton.repository import (
     CONFIG,
@@ -24,6 +24,7 @@ from llmcompile.packaging.triton.repository import (
     tensors,
 )
 from llmcompile.packaging.triton.tensors import generation_of
+from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors
 
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
@@ -70,7 +71,6 @@ _FRACTIONS = ("kv_cache_free_gpu_mem_fraction", "cross_kv_cache_fraction", "lora
 _POLICIES = ("guaranteed_no_evict", "max_utilization")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _FT_TYPES = ("fp16", "fp32", "bf16")
-_RANK = re.compile(r"\.([0-9]{1,4})\.bin")
 _MODEL_YAML = "model.yaml"
 
 
@@ -740,10 +740,12 @@ def _weights(repository: Repository, subject: str, path: str, tp: float | None, 
     if model_type == "bert" and not path.endswith("/"):
         found = f"{path[:200]}, to which file names are joined without a slash"
         yield _failed(subject, found, "a path that ends in /", "end it with /")
-    stored = {int(number[1]) for number in map(_RANK.search, weights) if number is not None}
-    if tp is not None and stored != set() and max(stored) + 1 != tp:
-        found = f"{max(stored) + 1} ranks in {place[0]}"
-        yield _failed(subject, found, f"tensor_para_size {tp:g}", "partition the model again, or correct the size")
+    for tensor, ranks in ranked_tensors(weights).items():
+        if tp is not None and not are_all(ranks, int(tp)):
+            found = f"{tensor} of ranks {', '.join(map(str, sorted(ranks)[:8]))} in {place[0]}"
+            expected = f"a file for each of tensor_para_size {tp:g}"
+            yield _failed(subject, found, expected, "partition the model again, or correct the size")
+            return
 
 
 def _has_yaml(repository: Repository, name: str) -> bool:
@@ -752,14 +754,12 @@ def _has_yaml(repository: Repository, name: str) -> bool:
 
 def _yaml(repository: Repository, name: str) -> Mapping[str, Any]:
     """A model's model.yaml; empty where there is none that can be read."""
-    import yaml
-
     path = f"{repository.home(name)}/{_MODEL_YAML}"
     if path not in repository.tree.files:
         return {}
     try:
-        content = yaml.safe_load(repository.tree.text(path))
-    except (yaml.YAMLError, LlmCompileError, OSError, ValueError, RecursionError):
+        content = yaml_value(repository.tree.text(path))
+    except (LlmCompileError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -797,9 +797,11 @@ def _llmapi(repository: Repository, name: str, message: Message) -> Iterator[Sai
         yield _note(f"{subject}: model", f"{model[:200]}, fetched from the hub when the server starts", "a folder")
     else:
         place = repository.located(model)
-        files = {} if place is None else repository.tree.under(place[0]).files
-        if "config.json" not in files or not any(file.endswith((".safetensors", ".bin")) for file in files):
+        here = None if place is None else repository.tree.under(place[0])
+        if here is None or "config.json" not in here.files:
             yield _failed(f"{subject}: model", model[:200], "a checkpoint in the repository", "copy it there")
+        elif (lacking := missing_weights(here)) is not None:
+            yield _failed(f"{subject}: model", lacking, "every file of the weights", "copy them there")
 
 
 _CHECKS: Mapping[str, Callable[[Repository], Iterator[Said]]] = {
