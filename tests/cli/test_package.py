@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import serving_artifacts
+from llmcompile.cli.package import from_environment
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -160,6 +161,24 @@ def test_a_package_that_cannot_be_is_refused_before_the_build(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_packages_in_one_place_are_refused_before_the_build(model: Path, run: Run, tmp_path: Path) -> None:
+    """The second would find the first in its way, hours later."""
+    words = ("--package", "lmi", "--package", "lmi@0.23", tmp_path / "out")
+    result = run("partition", "ft", "--model", model, *words)
+
+    assert result.code == 2
+    assert f"--package lmi: given 2 times, and {tmp_path / 'out-lmi'} is one folder" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["no", "F", "off"])
+def test_a_switch_is_off_by_the_words_that_typer_takes(word: str) -> None:
+    """A build with --package reads a variable as the command itself does."""
+    _, _, settings = from_environment("lmi", {"LLMCOMPILE_TAR": word})
+
+    assert settings.tar is False
+
+
 def test_what_a_package_needs_comes_from_the_environment(model: Path, run: Run, tmp_path: Path) -> None:
     """An option of the target by its variable; without it, the build is not begun."""
     words = ("build", "trtllm", "--model", model, "--package", "rayllm@0.5.0", tmp_path / "out")
@@ -225,7 +244,7 @@ def test_a_package_that_fails_leaves_the_artifact(
     monkeypatch.setattr(
         "llmcompile.environment.free_disk", lambda path: 1 << 40 if not (tmp_path / "out").exists() else 0
     )
-    monkeypatch.setattr("llmcompile.pipeline.packaging._may_share", lambda options: False)
+    monkeypatch.setattr("llmcompile.pipeline.packaging._on_one_disk", lambda options: False)
 
     result = run("partition", "ft", "--model", model, "--no-validate", "--package", "lmi", tmp_path / "out")
 

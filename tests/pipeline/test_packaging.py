@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import serving_artifacts
-from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, OutputError, UnsupportedError
+from llmcompile.errors import (
+    CheckpointError,
+    LlmCompileError,
+    MismatchError,
+    OptionsError,
+    OutputError,
+    UnsupportedError,
+)
 from llmcompile.packaging.artifact import Artifact
 from llmcompile.packaging.target import Finding, Package, Request, Serving, Target, flag
 from llmcompile.packaging.tree import Tree
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
 
 LARGE = 1 << 20
 """Bytes from which a file may be linked."""
+OTHER_DISK = Path("/dev/shm")
+"""A file system in memory, which is none of those that tmp_path is on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +369,39 @@ def test_a_full_disk_is_met_before_the_work(built: Path, tmp_path: Path, monkeyp
 
     assert [type(error).__name__ for error in shared.errors] == []
     assert [type(error).__name__ for error in copied.errors] == ["ResourceError"]
+
+
+@pytest.mark.skipif(not OTHER_DISK.is_dir(), reason="there is no second file system")
+def test_an_archive_of_copies_needs_room_for_both(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of another disk are copied, and lie beside the archive they are packed into."""
+    monkeypatch.setattr("llmcompile.environment.free_disk", lambda path: LARGE * 3 // 2)
+
+    shared = packaging.prepare_package(options(large, tmp_path / "out", tar=True), begin())
+    copied = packaging.prepare_package(options(large, OTHER_DISK / f"{tmp_path.name}-out", tar=True), begin())
+
+    assert [type(error).__name__ for error in shared.errors] == []
+    assert [type(error).__name__ for error in copied.errors] == ["ResourceError"]
+
+
+def test_a_file_of_the_artifact_does_not_give_way_silently(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is called like a file of the package is named, with what to do."""
+    made = Package(texts={"config.json": "{}"}, links={"config.json": "config.json"})
+    target = Target(**{**vars(SHELF), "plan": lambda artifact, options, request: made})
+    monkeypatch.setattr(packaging, "TARGETS", {"shelf": target})
+
+    with pytest.raises(CheckpointError, match=r"config\.json: config\.json of the artifact"):
+        pack(options(large, tmp_path / "out"))
+
+
+def test_lint_refuses_a_release_that_there_is_not(built: Path, tmp_path: Path) -> None:
+    """Its rules would be passed over; a patch release is its release."""
+    pack(options(built, tmp_path / "out"))
+
+    packaging.lint(tmp_path / "out", Serving("2.1"), None)
+    with pytest.raises(UnsupportedError, match=r"--target-version: 3; expected 2, 1 of Shelf"):
+        packaging.lint(tmp_path / "out", Serving("3"), None)
 
 
 def test_lint_knows_the_target_by_its_files(built: Path, tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def from_environment(text: str, environment: Mapping[str, str]) -> tuple[str, st
     return name, version if version != "" else None, target.options(**given)
 
 
-_SWITCHES = {**dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True), **dict.fromkeys(("0", "false", "off"), False)}
+_ON, _OFF = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
+"""What a variable of a switch may hold: the words that typer takes."""
 
 
 def _parsed(variable: str, text: str, hint: str, flag: Flag) -> Any:
@@ -152,9 +153,9 @@ def _parsed(variable: str, text: str, hint: str, flag: Flag) -> Any:
     if "tuple" in hint:
         return tuple(text.split())
     if "bool" in hint:
-        if text.lower() not in _SWITCHES:
+        if text.lower() not in (*_ON, *_OFF):
             raise problem
-        return _SWITCHES[text.lower()]
+        return text.lower() in _ON
     number = float if "float" in hint else int if "int" in hint else None
     if number is None:
         return text

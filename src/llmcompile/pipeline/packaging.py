@@ -22,16 +22,17 @@ from llmcompile.errors import (
     OutputError,
     Problem,
     ResourceError,
+    UnsupportedError,
     collected,
 )
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging import tree as trees
 from llmcompile.packaging.artifact import Artifact, open_artifact
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, release_of
 from llmcompile.packaging.targets import TARGETS
 from llmcompile.packaging.tree import Tree
 from llmcompile.pipeline.job import Report
-from llmcompile.writing import MANIFEST, WorkDirectory, check_replaceable, hash_file, output_errors
+from llmcompile.writing import MANIFEST, WorkDirectory, Written, check_replaceable, hash_file, output_errors
 
 _ARCHIVE_BUFFER = 1 << 20
 _LEVEL = 1
@@ -170,12 +171,30 @@ def _text(path: Path) -> str:
 
 
 def _refuse_names(package: Package) -> None:
-    """Stop a name, made of an option or of the model's, that would be written elsewhere than in the package."""
+    """Stop a name, made of an option or of the model's, that would be written elsewhere than in the package, or twice.
+
+    Raises:
+        OptionsError: A path leaves the package.
+        CheckpointError: A file of the artifact has the name of one that the package makes.
+    """
     for path in (*package.texts, *package.links, *package.folders):
         parts = path.split("/")
         if path == MANIFEST or not path.isprintable() or any(part in ("", ".", "..") for part in parts):
             raise OptionsError("package", f"a file called {path!r}", "a path inside the package", "give another name")
-    assert package.texts.keys().isdisjoint(package.links), package.texts.keys() & package.links.keys()
+    twice = sorted(package.texts.keys() & package.links.keys())
+    if twice != []:
+        raise collected(
+            CheckpointError,
+            [
+                Problem(
+                    path,
+                    f"{package.links[path]} of the artifact would be it, and the package makes its own",
+                    "one file of this name",
+                    f"move {package.links[path]} out of the artifact",
+                )
+                for path in twice
+            ],
+        )
     assert {*package.last} <= {*package.texts, *package.links}
 
 
@@ -192,10 +211,11 @@ def _obstacles(
     failed = failures(findings)
     if len(failed) > 0:
         yield collected(MismatchError, failed)
-    shared = _may_share(options)
     needed = sum(len(text.encode()) for text in package.texts.values())
-    if package.archive is not None or not shared:
-        needed += sum(tree.files[source] for source in package.links.values())
+    taken = sum(tree.files[source] for source in package.links.values())
+    # What cannot be shared is there twice while it is packed.
+    copied = not _on_one_disk(options) or (options.copy and package.archive is None)
+    needed += taken * ((package.archive is not None) + copied)
     free = environment.free_disk(options.output.absolute().parent)
     if needed > free:
         yield ResourceError(
@@ -207,10 +227,10 @@ def _inside(output: Path, artifact: Path) -> bool:
     return output.resolve().is_relative_to(artifact.resolve())
 
 
-def _may_share(options: PackageOptions) -> bool:
+def _on_one_disk(options: PackageOptions) -> bool:
     """Whether the package is on the artifact's file system, where hard links can be."""
-    if options.artifact is None or options.copy:
-        return options.artifact is None
+    if options.artifact is None:
+        return True
     place = options.output.absolute().parent
     while not place.exists():
         place = place.parent
@@ -292,7 +312,7 @@ def _write(planned: Packaging, work: WorkDirectory, view: Writing, taken: Counte
                 taken[work.take(path, artifact.path / source, sha256=sha256, copy=copy, advance=advance)] += 1
 
 
-def _archived(work: WorkDirectory, package: Package) -> Any:
+def _archived(work: WorkDirectory, package: Package) -> Written:
     """Put everything into one tar.gz with its members at the root, and take the files themselves away.
 
     Owner, time and order are the same every time.
@@ -390,6 +410,7 @@ def lint(path: Path, serving: Serving, target: str | None) -> tuple[tuple[Target
 
     Raises:
         CheckpointError: It cannot be read, or no target recognises it.
+        UnsupportedError: `serving` names a release that there is not.
     """
     tree = trees.from_archive(path) if path.is_file() else trees.from_folder(path)
     archives = [name for name in tree.files if name.endswith(".tar.gz") and "/" not in name]
@@ -407,7 +428,17 @@ def lint(path: Path, serving: Serving, target: str | None) -> tuple[tuple[Target
             "serving.properties, folders with config.pbtxt, a registry entry, serve.yaml, .env or create_model.json",
             f"name the server: llmcompile lint --target {'|'.join(TARGETS)} {path}",
         )
+    _refuse_unknown(known, serving.version)
     return known, [finding for candidate in known for finding in candidate.lint(tree, serving)]
+
+
+def _refuse_unknown(targets: Sequence[Target[Any]], version: str | None) -> None:
+    """Stop a release that is none of any of these targets: their rules would pass over it."""
+    if version is not None and all(release_of(version, target.releases) is None for target in targets):
+        known = "; ".join(f"{', '.join(target.releases)} of {target.title}" for target in targets)
+        raise UnsupportedError(
+            "--target-version", version, known, "leave --target-version out to skip what depends on it"
+        )
 
 
 @dataclass(frozen=True)
@@ -433,6 +464,12 @@ def shortcut_output(output: Path, name: str) -> Path:
 def shortcut_errors(packages: Sequence[Shortcut], kind: Kind, output: Path, *, force: bool) -> list[LlmCompileError]:
     """Why packages asked for with a build will not be made, as far as can be told before it."""
     errors: list[LlmCompileError] = []
+    for name, count in Counter(asked.target for asked in packages).items():
+        if count > 1:
+            found = f"given {count} times, and {shortcut_output(output, name)} is one folder"
+            again = f"llmcompile package {name} {output} OUTPUT --target-version V"
+            hint = f"leave one, and make the others afterwards: {again}"
+            errors.append(OptionsError(f"--package {name}", found, "once", hint))
     for asked in packages:
         target = TARGETS[asked.target]
         try:
