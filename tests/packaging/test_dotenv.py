@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,15 @@ def test_any_text_can_be_read(text: str) -> None:
     """A file of nonsense has problems, and raises nothing."""
     for line in dotenv.read(text):
         assert line.number >= 1
+
+
+def test_a_long_file_is_read_in_one_pass() -> None:
+    """A hundred thousand lines, which take half a minute where each counts all of them."""
+    text = "".join(f"A{number}=1\n" for number in range(100_000))
+    began = time.process_time()
+
+    assert len(dotenv.read(text)) == 100_000
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

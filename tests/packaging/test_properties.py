@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -52,6 +53,15 @@ def read_by_us(content: bytes) -> dict[str, str] | None:
 def test_files_are_read_as_java_was_seen_to_read_them(case: dict[str, object]) -> None:
     """Escapes, continuations, comments and line ends, as recorded from a JVM."""
     assert read_by_us(str(case["file"]).encode("latin-1")) == case["java"]
+
+
+def test_a_line_of_many_continuations_is_read_in_one_pass() -> None:
+    """Six hundred thousand, which take a minute where all that was read is copied for each."""
+    parts = 600_000
+    began = time.process_time()
+
+    assert properties.java(b"a=" + b"0123456789\\\n" * parts) == {"a": "0123456789" * parts}
+    assert time.process_time() - began < 10
 
 
 def _asker() -> ModuleType:

@@ -84,10 +84,11 @@ def lint(lines: tuple[Line, ...], file: str) -> Iterator[Finding]:
 
 def _lines(text: str) -> Iterator[Line]:
     seen: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
         if line.strip() == "" or line.startswith("#"):
             continue
-        found = _line(number, line, last=number == text.count("\n") + 1)
+        found = _line(number, line, last=number == len(lines))
         if seen.get(found.name, found.value) != found.value:
             found = Line(number, found.name, found.value, (*found.problems, "the name has another value above"))
         seen[found.name] = found.value

@@ -93,27 +93,28 @@ def why_not(key: str, value: str) -> tuple[str, str, str] | None:
 
 def _logical_lines(content: str) -> Iterator[str]:
     """Lines with their continuations, without comments, blank lines and what is blank at their beginnings."""
-    line, continued = "", False
+    parts: list[str] = []
+    continued = False
     for found in _NATURAL.finditer(content):
         part = found[1].lstrip(_BLANK)
-        if line == "" and part[:1] in ("#", "!"):
+        if parts == [] and part[:1] in ("#", "!"):
             # Also behind a line that was nothing but a backslash; a comment ends at its line's end, whatever it is.
             continued = False
             continue
         if part == "" and not continued:
             continue
-        line += part
         continued = (len(part) - len(part.rstrip("\\"))) % 2 == 1
-        if continued:
-            line = line[:-1]
-            # A lone backslash that ends the file is an entry without key and value.
-            if line == "" and found.end() == len(content) and found[2] != "\r\n":
-                yield line
-        elif line != "":
-            yield line
-            line = ""
-    if line != "":
-        yield line
+        part = part[:-1] if continued else part
+        if part != "":
+            parts.append(part)
+        # A lone backslash that ends the file is an entry without key and value.
+        if continued and parts == [] and found.end() == len(content) and found[2] != "\r\n":
+            yield ""
+        elif not continued and parts != []:
+            yield "".join(parts)
+            parts = []
+    if parts != []:
+        yield "".join(parts)
 
 
 def _split(line: str) -> tuple[str, str]:
