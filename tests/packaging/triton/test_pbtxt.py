@@ -204,6 +204,14 @@ def without_empty_maps(value: Any, kind: str) -> Any:
     return kept
 
 
+def test_a_file_of_an_absurd_length_is_refused_before_it_is_read() -> None:
+    """A hundred MiB of parameters are many GiB of tokens."""
+    text = 'name: "a"\n' + "# no more than this\n" * 30_000
+
+    with pytest.raises(CheckpointError, match=f"{len(text)} characters; expected at most 524288"):
+        parse(text, "m/config.pbtxt")
+
+
 @given(messages(ROOT))
 def test_reading_inverts_writing(message: dict[str, Any]) -> None:
     """Every message is read back as it was."""
