@@ -123,6 +123,15 @@ def test_a_placeholder_is_answered_with_what_to_type() -> None:
     assert caught.value.problems[0].hint == "fill the template: tools/fill_template.py -i llm/config.pbtxt size:VALUE"
 
 
+def test_all_placeholders_of_a_file_are_filled_by_one_command() -> None:
+    """Each once, those within strings too: NVIDIA's template has 37."""
+    with pytest.raises(CheckpointError) as caught:
+        parse('name: "${name}"\nmax_batch_size: ${size}\ndynamic_batching { preferred_batch_size: [ ${size} ] }', "c")
+
+    hint = "fill the template: tools/fill_template.py -i c name:VALUE,size:VALUE"
+    assert caught.value.problems[0].hint == hint
+
+
 def test_written() -> None:
     """Fields come in the schema's order, maps by key, short messages on a line."""
     text = render(

@@ -36,6 +36,7 @@ _TOKEN = re.compile(
     |(?P<mark>[][{}<>:,;])""",
     re.VERBOSE,
 )
+_PLACEHOLDER = re.compile(r"\$\{([A-Za-z0-9_]+)\}")
 _INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?")
 _ESCAPE = re.compile(r"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
@@ -98,6 +99,7 @@ class _Reader:
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
+        self.placeholders = list(dict.fromkeys(_PLACEHOLDER.findall(text))) or ["NAME"]
         self.tokens = list(self._tokens(text))
         self.at = 0
 
@@ -121,7 +123,8 @@ class _Reader:
     def _unexpected(self, path: str, expected: str) -> CheckpointError:
         token = self.tokens[self.at]
         if token.kind == "template":
-            hint = f"fill the template: tools/fill_template.py -i {self.name} {token.text[2:-1]}:VALUE"
+            values = ",".join(f"{name}:VALUE" for name in self.placeholders)
+            hint = f"fill the template: tools/fill_template.py -i {self.name} {values}"
             return self._wrong(token.line, path, f"{token.text}, a placeholder left over", expected, hint)
         shown = token.text if len(token.text) <= _SHOWN else f"{token.text[:_SHOWN]}..."
         return self._wrong(token.line, path, shown, expected)
