@@ -120,6 +120,15 @@ def test_a_config_that_is_no_object_is_refused(content: str, tmp_path: Path) -> 
         open_artifact(tmp_path)
 
 
+def test_half_of_a_limit_is_no_limit(artifact: Of, tmp_path: Path) -> None:
+    """An engine that says how long an answer may be, and not how long a prompt."""
+    root = Path(shutil.copytree(artifact("trtllm-engine"), tmp_path / "engine"))
+    path = root / "engine" / "config.json"
+    path.write_text(json.dumps({"build_config": {"max_output_len": 4}}).ljust(path.stat().st_size))
+
+    assert open_artifact(root).sequence_length is None
+
+
 def test_a_hugging_face_folder_has_only_its_own_files(artifact: Of, tmp_path: Path) -> None:
     """What lies deeper, such as other formats of the same weights, is left out."""
     root = Path(shutil.copytree(artifact("hf"), tmp_path / "hf"))

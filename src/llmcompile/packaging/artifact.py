@@ -143,8 +143,9 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     if neuron is not None and neuron.via == "optimum":
         dtype = _optimum_dtype(tree, options)
     sequence = built.get("max_seq_len", options.get("sequence_length"))
-    if sequence is None and "max_output_len" in built:
-        sequence = built["max_input_len"] + built["max_output_len"]
+    parts = [_count(built.get(key)) for key in ("max_input_len", "max_output_len")]
+    if sequence is None and None not in parts:
+        sequence = sum(part for part in parts if part is not None)
     quantized = _mapping(pretrained, "quantization").get("quant_algo", options.get("quantization"))
     return Artifact(
         path=path,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmcompile.packaging.documents import yaml_value
+
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
 
@@ -55,12 +57,7 @@ def read(text: str) -> tuple[Service, ...]:
     Raises:
         ValueError: It is not YAML, or has no services.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, OverflowError) as error:
-        raise ValueError(f"not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    content = yaml_value(text)
     services = content.get("services") if isinstance(content, dict) else None
     if not isinstance(services, dict) or services == {}:
         raise ValueError("no services")
