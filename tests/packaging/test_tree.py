@@ -96,6 +96,18 @@ def test_a_pipe_is_no_file(folder: Path) -> None:
     assert "entry.yaml" not in from_folder(folder).files
 
 
+def test_a_folder_deeper_than_a_path_can_say_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders can be nested by relative paths until no absolute one reaches them."""
+    monkeypatch.chdir(folder)
+    for _ in range(20):
+        os.mkdir("x" * 250)
+        os.chdir("x" * 250)
+    monkeypatch.chdir("/")
+
+    with pytest.raises(CheckpointError, match="cannot be listed"):
+        from_folder(folder)
+
+
 def test_a_file_that_cannot_be_read_is_named() -> None:
     """It may be another user's, or gone since the folder was listed."""
 

@@ -87,18 +87,22 @@ def from_folder(root: Path) -> Tree:
     What is neither a file nor a folder is left out: to read a pipe is to wait for its writer.
 
     Raises:
-        CheckpointError: There is no such folder.
+        CheckpointError: There is no such folder, or it cannot be listed: a path in it is longer than the system takes.
     """
     if not root.is_dir():
         raise CheckpointError(str(root), "no such folder", hint="pass a folder")
     files: dict[str, int] = {}
     folders: set[str] = set()
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root).as_posix()
-        if path.is_dir():
-            folders.add(relative)
-        elif path.is_file():
-            files[relative] = path.stat().st_size
+    try:
+        for path in sorted(root.rglob("*")):
+            relative = path.relative_to(root).as_posix()
+            if path.is_dir():
+                folders.add(relative)
+            elif path.is_file():
+                files[relative] = path.stat().st_size
+    except OSError as error:
+        found = f"cannot be listed: {error.strerror}"
+        raise CheckpointError(str(root), found, "files that the system can open", "remove what is too deep") from error
     return Tree(str(root), files, frozenset(folders), lambda path: contained(root, path).read_bytes())
 
 
