@@ -796,6 +796,16 @@ def test_entries_that_cannot_be_read_are_not_called_right() -> None:
     }
 
 
+def test_of_very_many_unknown_keys_the_most_are_counted() -> None:
+    """Each comparison with all known ones takes a millisecond, and each finding a line."""
+    files, version = good("hf")
+    many = _line("".join(f"option.of_my_own_{number}=1\n" for number in range(10_000)))(files)
+    said = [finding for finding in findings(many, version) if finding.rule == "known-keys"]
+
+    assert len(said) == 101
+    assert said[-1].found == "9900 further keys that are not known here"
+
+
 def test_a_degree_beyond_any_machine_is_a_finding() -> None:
     """It is compared with the ranks that there are, and no list of it is made."""
     files, version = good("flat")

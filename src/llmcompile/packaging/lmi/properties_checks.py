@@ -24,6 +24,8 @@ from llmcompile.packaging.target import Finding
 _ENVIRONMENT_FILE = re.compile(r"(?:.*/)?(?:[^/]*\.env|\.env[^/]*|env|environment)(?:\.json|\.txt)?", re.IGNORECASE)
 _VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
 _JAVA_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_COMPARED = 100
+"""Unknown keys that are compared with those that are known, a millisecond each; further ones are counted."""
 _HIDDEN_WEIGHTS = (".safetensors", ".bin", ".engine", ".pt")
 
 
@@ -58,7 +60,7 @@ def _shown(value: str | None) -> str:
 def known_keys(seen: Seen) -> Iterator[Finding]:
     """Misspelled keys are ignored by LMI without a word."""
     unknown = [key for key in seen.entries if key not in KEYS]
-    for key in unknown:
+    for key in unknown[:_COMPARED]:
         near = meant(key)
         if near is not None:
             found = "no key of LMI's; it is ignored"
@@ -67,6 +69,8 @@ def known_keys(seen: Seen) -> Iterator[Finding]:
             yield note(f"{FILE}: {key[:SHOWN]}", "no key known here; the handler gets it", "check its spelling")
         else:
             yield note(f"{FILE}: {key[:SHOWN]}", "no key known here, and not an option of the handler", "remove it")
+    if len(unknown) > _COMPARED:
+        yield note(FILE, f"{len(unknown) - _COMPARED} further keys that are not known here", "check their spelling")
     if unknown == []:
         yield ok(FILE, f"all of {len(seen.entries)} keys are known")
 
