@@ -888,6 +888,15 @@ def test_broken_packages(rule: str, way: int) -> None:
         assert all(finding.expected != "" for finding in found if finding.status == "failed")
 
 
+@pytest.mark.parametrize("rule", ["batch", "max-total-tokens"])
+def test_without_a_limit_nothing_is_called_right(rule: str) -> None:
+    """An engine's config.json that does not say what it was built for is compared with nothing."""
+    files, runtime = good("trtllm")
+    config(build_config={"plugin_config": {}})(files)
+
+    assert statuses(findings(files, runtime=runtime), rule) == {"skipped"}
+
+
 @pytest.mark.parametrize("name", REGISTRY)
 def test_entries_of_the_registry(name: str) -> None:
     """Every entry of RayLLM's own registry is recognised and passes."""

@@ -27,7 +27,7 @@ def kind(planned: Packaging) -> str:
 def plan_lines(planned: Packaging, size: Size) -> list[str]:
     """What would be written, and what the lint says of it."""
     package = planned.package
-    source = planned.artifact.kind if planned.artifact is not None else planned.options.convert and "a conversion"
+    source = "a conversion" if planned.artifact is None else planned.artifact.kind
     return [
         f"{source} as {kind(planned)}",
         *(f"write  {path}" for path in sorted(package.texts)),

@@ -512,10 +512,12 @@ def _max_total_tokens(view: _View) -> Iterator[_Found]:
         asked = (512 if entry.engine == "EmbeddingEngine" else 2048) if written is None else written
         limit = _engine_length(view.built) if entry.engine == "TRTLLMEngine" else facts.context_length(view.config)
         shown = f"{asked}, the default" if written is None else str(asked)
-        if limit is not None and asked > limit:
+        if limit is None:
+            yield _Found("skipped", subject, f"{shown}; {_MIRROR}/config.json sets no limit")
+        elif asked > limit:
             yield _Found("failed", subject, shown, f"at most {limit}, by {_MIRROR}/config.json", f"write {limit}")
         else:
-            yield _Found("ok", subject, f"{shown} of {'any number' if limit is None else limit}")
+            yield _Found("ok", subject, f"{shown} of {limit}")
 
 
 def _engine_length(built: Mapping[str, Any]) -> int | None:
@@ -536,7 +538,9 @@ def _batch(view: _View) -> Iterator[_Found]:
         subject = f"{entry.path}: engine_config.max_num_sequences"
         asked = facts.whole(entry.at("engine_config", "max_num_sequences"))
         limit = facts.whole(view.built.get("max_batch_size"))
-        if asked is not None and limit is not None and asked > limit:
+        if limit is None:
+            yield _Found("skipped", subject, f"{_MIRROR}/config.json does not say what the engine was built for")
+        elif asked is not None and asked > limit:
             yield _Found(
                 "failed", subject, str(asked), f"at most {limit}, the engine's max_batch_size", f"write {limit}"
             )
