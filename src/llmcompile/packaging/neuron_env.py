@@ -9,13 +9,13 @@ sagemaker-core/src/sagemaker/core/image_uri_config/huggingface-{llm,vllm}-neuron
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
+from llmcompile.packaging.documents import json_object
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -262,17 +262,6 @@ def _record(
         target=text_of(section.get("target")),
         weights=text_of(section.get("checkpoint_id")),
     )
-
-
-def json_object(tree: Tree, path: str) -> Mapping[str, Any] | None:
-    """The object in a JSON file; None where there is no such file, or something else in it."""
-    if path not in tree.files:
-        return None
-    try:
-        content = json.loads(tree.read(path))
-    except (ValueError, RecursionError, CheckpointError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _count(value: object) -> int | None:

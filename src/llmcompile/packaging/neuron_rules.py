@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from llmcompile.packaging.documents import json_object
 from llmcompile.packaging.neuron_env import (
     DTYPES,
     FIXES,
@@ -22,7 +23,6 @@ from llmcompile.packaging.neuron_env import (
     Image,
     Record,
     devices_for,
-    json_object,
     known,
     read_record,
     same_version,

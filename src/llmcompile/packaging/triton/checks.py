@@ -18,12 +18,11 @@ from llmcompile.packaging.triton.repository import (
     Repository,
     count,
     mapping,
-    newer,
     parameter,
     read,
     tensors,
 )
-from llmcompile.packaging.triton.tensors import generation_of
+from llmcompile.packaging.triton.tensors import generation_of, has
 from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors
 
 if TYPE_CHECKING:
@@ -375,11 +374,11 @@ def _number(text: str | None) -> float | None:
 def _logits(repository: Repository) -> Iterator[Said]:
     for engine in list(_engines(repository))[:1]:
         stored = str(mapping(engine.config, "pretrained_config").get("logits_dtype", "float32"))
-        generation = repository.generation or generation_of(str(engine.version))
+        generation = generation_of(str(engine.version)) if repository.generation is None else repository.generation
         if generation is None:
             yield _untold(engine.folder)
             continue
-        typed = newer(generation, "0.17")
+        typed = has(generation, "0.17")
         expected = _LOGITS_TYPES.get(stored, "TYPE_FP32") if typed else "TYPE_FP32"
         why = f"{expected}, the engine's" if typed else f"{expected}, all that is returned before 0.17"
         for name, message in repository.models.items():
@@ -439,7 +438,7 @@ def _keys(repository: Repository) -> Iterator[Said]:
         for key in missing:
             found = f"not given, and {generation} reads it without a default"
             yield _failed(_subject(name, key), found, 'a value, "" for none', f'add parameter {key} with ""')
-        if "worker_path" in given and newer(generation, "0.10"):
+        if "worker_path" in given and has(generation, "0.10"):
             hint = "remove it, or call it executor_worker_path"
             yield _note(_subject(name, "worker_path"), "read no longer, since 0.10", "executor_worker_path", hint)
         if missing == []:
@@ -448,10 +447,10 @@ def _keys(repository: Repository) -> Iterator[Said]:
 
 def _keys_of(backend: str, generation: str) -> tuple[str, ...]:
     if backend == "tensorrtllm":
-        return _GUIDED if newer(generation, "0.19") else ()
-    if not newer(generation, "0.12"):
+        return _GUIDED if has(generation, "0.19") else ()
+    if not has(generation, "0.12"):
         return ()
-    return ("gpt_model_path", "multimodal_model_path" if newer(generation, "0.19") else "visual_model_path")
+    return ("gpt_model_path", "multimodal_model_path" if has(generation, "0.19") else "visual_model_path")
 
 
 def _parameters(repository: Repository) -> Iterator[Said]:
@@ -485,7 +484,7 @@ def _beyond(repository: Repository, name: str, message: Message) -> Iterator[Sai
     engines = repository.engines(message)
     generation = repository.generation
     reuse = parameter(message, "enable_kv_cache_reuse")
-    default = generation is not None and newer(generation, "0.19")
+    default = generation is not None and has(generation, "0.19")
     asked = reuse in _TRUE or (reuse in (None, "") and default)
     plugins = mapping(engines[0].built, "plugin_config") if engines != [] else {}
     if asked and plugins.get("use_paged_context_fmha") is False:
@@ -493,7 +492,7 @@ def _beyond(repository: Repository, name: str, message: Message) -> Iterator[Sai
         hint = 'write "false", or build with --use-paged-context-fmha enable'
         yield _failed(_subject(name, "enable_kv_cache_reuse"), found, "off for this engine", hint)
     crossed = parameter(message, "cross_kv_cache_fraction") in (None, "")
-    if len(engines) == 2 and crossed and generation is not None and newer(generation, "0.14"):
+    if len(engines) == 2 and crossed and generation is not None and has(generation, "0.14"):
         found = "not given, and there are an encoder and a decoder"
         yield _failed(_subject(name, "cross_kv_cache_fraction"), found, "their shares of the KV cache", "write 0.5")
 

@@ -379,7 +379,7 @@ def _engine_notes(artifact: Artifact, options: TritonOptions, generation: str) -
         yield "It takes and gives token ids: the client has the tokenizer."
     else:
         yield "The code of the Python models is NVIDIA's, as --model-py had it."
-    if generation != generation_of(artifact.compiler or ""):
+    if generation != generation_of(str(artifact.compiler)):
         yield f"The configuration is that of {generation}, as asked, and not of the engine's version."
 
 

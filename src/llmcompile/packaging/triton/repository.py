@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, LlmCompileError
 from llmcompile.packaging.triton.pbtxt import Message, parse
-from llmcompile.packaging.triton.tensors import GENERATIONS, generation_of
+from llmcompile.packaging.triton.tensors import generation_of
 
 if TYPE_CHECKING:
     from llmcompile.packaging.target import Serving
@@ -37,7 +37,7 @@ class Engine:
     @property
     def built(self) -> Mapping[str, Any]:
         """What it was built for: build_config, or builder_config of the first releases."""
-        return mapping(self.config, "build_config") or mapping(self.config, "builder_config")
+        return mapping(self.config, "build_config" if "build_config" in self.config else "builder_config")
 
     @property
     def ranks(self) -> int | None:
@@ -176,11 +176,6 @@ def parameter(message: Message, key: str) -> str | None:
 def tensors(message: Message, side: str) -> dict[str, Message]:
     """Name -> declaration of a model's "input" or "output"."""
     return {str(tensor.get("name", "")): tensor for tensor in message.get(side, [])}
-
-
-def newer(generation: str, since: str) -> bool:
-    """Whether a generation is `since` or newer."""
-    return GENERATIONS.index(generation) <= GENERATIONS.index(since)
 
 
 def mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
