@@ -43,7 +43,7 @@ run llmcompile $neuron --model "$out/all-MiniLM-L6-v2" --task feature-extraction
     "$out/minilm-neuron-optimum" && exit 1
 
 # As servers load them: linted before they are written, weights shared with the artifacts.
-run llmcompile package lmi "$out/tiny-llama-ft" "$out/tiny-llama-lmi" --force
+run llmcompile package lmi "$out/tiny-llama" "$out/tiny-llama-lmi" --force
 run llmcompile package triton "$out/tiny-llama-ft" "$out/tiny-llama-triton" --force
 run llmcompile package ray-serve "$out/tiny-llama" "$out/tiny-llama-ray" --force
 run llmcompile lint "$out/tiny-llama-lmi"
