@@ -402,7 +402,7 @@ class Console:
         skipped = len({finding.rule for finding in findings if finding.status == "skipped"})
         words = "will load, as far as its files tell"
         if skipped > 0:
-            words += f"; {skipped} rule{'' if skipped == 1 else 's'} could not be checked"
+            words += f"; {skipped} rule{'' if skipped == 1 else 's'} had nothing to look at, or could not be told"
         self._result(f"[green]✓[/] {escape(str(package))} {words}")
 
     # What the pipeline shows
