@@ -166,3 +166,27 @@ def test_every_field_that_is_wrong_is_named(run: Run, output: Path) -> None:
         records.read(path)
 
     assert {problem.subject.rsplit(": ", 1)[1] for problem in caught.value.problems} == {"files.0.sha256", "surprise"}
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", "null", '{"package": 1}', "[" * 100_000])
+def test_a_record_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    """Nothing, half a list, a list, null, a package without one, and one too deep to read."""
+    path = tmp_path / "llmcompile.json"
+    path.write_text(content)
+
+    with pytest.raises(CheckpointError):
+        records.read_any(path)
+
+
+def test_a_package_is_known_however_its_record_is_spaced(tmp_path: Path) -> None:
+    """By its key, as JSON has it."""
+    packaged = records.Packaged(target="lmi", version="1", runtime=None, kind="hf", options={}, rules={})
+    manifest = records.PackageManifest(
+        tool=records.Tool(version="1"), package=packaged, artifact=None, files=(), notes=()
+    )
+    path = tmp_path / "llmcompile.json"
+    path.write_text(json.dumps(manifest.model_dump(mode="json"), separators=(",", ":")))
+
+    assert records.read_any(path) == manifest
+    with pytest.raises(CheckpointError, match="the manifest of a package for lmi"):
+        records.read(path)

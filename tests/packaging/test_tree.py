@@ -152,6 +152,28 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
             continue
 
 
+def test_a_linked_folder_is_entered(folder: Path) -> None:
+    """Where it is inside, as a server would; one that leads out, and one that leads in a circle, are not."""
+    (folder / "again").symlink_to(folder / "models")
+    (folder / "out").symlink_to(folder.parent.parent)
+    (folder / "models" / "circle").symlink_to(folder)
+    tree = from_folder(folder)
+
+    assert tree.text("again/config.pbtxt") == "name: 'a'"
+    assert [path for path in tree.files if path.startswith(("out/", "models/circle/"))] == []
+
+
+def test_links_cannot_multiply_without_end(tmp_path: Path) -> None:
+    """Seventeen folders, each with two links to the next, are a quarter of a million paths."""
+    for number in range(17):
+        (tmp_path / f"{number:02}").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / f"{number:02}" / name).symlink_to(tmp_path / f"{number + 1:02}")
+
+    with pytest.raises(CheckpointError, match="more than 50000 files"):
+        from_folder(tmp_path)
+
+
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     """By its name."""
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from llmcompile.checkpoint.folder import auxiliary_files, contained
@@ -18,16 +19,18 @@ from llmcompile.writing import MANIFEST
 
 ENGINE = "engine"
 """Folder of an engine; below it the engine itself, or encoder/ and decoder/."""
-_DTYPES = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "fp32": "fp32",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    "f32": "fp32",
-    "f16": "fp16",
-}
+_DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "float32": "fp32",
+        "float16": "fp16",
+        "bfloat16": "bf16",
+        "fp32": "fp32",
+        "fp16": "fp16",
+        "bf16": "bf16",
+        "f32": "fp32",
+        "f16": "fp16",
+    }
+)
 _REBUILD = "copy the artifact again from where it was built, or rebuild it"
 
 

@@ -234,7 +234,7 @@ def read_any(path: Path) -> Manifest | PackageManifest:
     """
     try:
         content = path.read_bytes()
-        kind = PackageManifest if b'"package": {' in content else Manifest
+        kind = PackageManifest if _is_package(content) else Manifest
         return kind.model_validate_json(content)
     except OSError as error:
         raise CheckpointError(
@@ -253,6 +253,15 @@ def read_any(path: Path) -> Manifest | PackageManifest:
                 for item in error.errors()
             ],
         ) from error
+
+
+def _is_package(content: bytes) -> bool:
+    """Whether a manifest is a package's; what is no JSON object is left to the schema to refuse."""
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "package" in record
 
 
 def schema() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from llmcompile.errors import UnsupportedError
@@ -29,27 +30,33 @@ Kind = Literal[
     "hf",
 ]
 """What can be packaged. neuron-lowered: graphs that are not compiled yet, in any layout; hf: a Hugging Face folder."""
-KINDS: Mapping[Kind, str] = {
-    "ft": "FasterTransformer files",
-    "trtllm-engine": "a TensorRT-LLM engine",
-    "trtllm-checkpoint": "a TensorRT-LLM checkpoint without its engine",
-    "neuron-optimum": "a Neuron export of optimum-neuron",
-    "neuron-sdk-2.16": "a Neuron export in the layout sdk-2.16",
-    "neuron-lmi-split": "a Neuron export in the layout lmi-split",
-    "neuron-lmi-cache": "a Neuron export in the layout lmi-cache",
-    "neuron-nxd": "a Neuron export in the layout nxd",
-    "neuron-lowered": "a Neuron export that is not compiled yet",
-    "hf": "a Hugging Face checkpoint",
-}
+KINDS: Mapping[Kind, str] = MappingProxyType(
+    {
+        "ft": "FasterTransformer files",
+        "trtllm-engine": "a TensorRT-LLM engine",
+        "trtllm-checkpoint": "a TensorRT-LLM checkpoint without its engine",
+        "neuron-optimum": "a Neuron export of optimum-neuron",
+        "neuron-sdk-2.16": "a Neuron export in the layout sdk-2.16",
+        "neuron-lmi-split": "a Neuron export in the layout lmi-split",
+        "neuron-lmi-cache": "a Neuron export in the layout lmi-cache",
+        "neuron-nxd": "a Neuron export in the layout nxd",
+        "neuron-lowered": "a Neuron export that is not compiled yet",
+        "hf": "a Hugging Face checkpoint",
+    }
+)
 _LMI = "llmcompile package lmi ARTIFACT OUTPUT"
-_NEURON_ELSEWHERE: Mapping[Kind, str] = {
-    "neuron-optimum": "llmcompile package tgi ARTIFACT OUTPUT, or package sagemaker",
-    "neuron-sdk-2.16": _LMI,
-    "neuron-lmi-split": _LMI,
-    "neuron-lmi-cache": _LMI,
-    "neuron-nxd": "llmcompile export neuron --model MODEL --layout lmi-split COMPILED, then llmcompile package lmi",
-    "neuron-lowered": "llmcompile export neuron --from-lowered ARTIFACT COMPILED, then package that for another server",
-}
+_NEURON_ELSEWHERE: Mapping[Kind, str] = MappingProxyType(
+    {
+        "neuron-optimum": "llmcompile package tgi ARTIFACT OUTPUT, or package sagemaker",
+        "neuron-sdk-2.16": _LMI,
+        "neuron-lmi-split": _LMI,
+        "neuron-lmi-cache": _LMI,
+        "neuron-nxd": "llmcompile export neuron --model MODEL --layout lmi-split COMPILED, then llmcompile package lmi",
+        "neuron-lowered": (
+            "llmcompile export neuron --from-lowered ARTIFACT COMPILED, then package that for another server"
+        ),
+    }
+)
 Status = Literal["ok", "failed", "note", "skipped"]
 
 

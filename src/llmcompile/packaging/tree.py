@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from pathlib import Path
 from llmcompile.checkpoint.folder import contained
 from llmcompile.errors import CheckpointError
 
+_MOST_PATHS = 50_000
+"""Files and folders of a package; links to one another could make any number of them."""
 READ_BYTES = 32 << 20
 """The largest file that is ever read whole: a tokenizer.json of a large vocabulary has about 20 MiB."""
 _KEPT_BYTES = 1 << 20
@@ -87,14 +90,17 @@ def from_folder(root: Path) -> Tree:
     What is neither a file nor a folder is left out: to read a pipe is to wait for its writer.
 
     Raises:
-        CheckpointError: There is no such folder, or it cannot be listed: a path in it is longer than the system takes.
+        CheckpointError: There is no such folder, it has too many files, or it cannot be listed: a path in it is longer
+            than the system takes.
     """
     if not root.is_dir():
         raise CheckpointError(str(root), "no such folder", hint="pass a folder")
     files: dict[str, int] = {}
     folders: set[str] = set()
     try:
-        for path in sorted(root.rglob("*")):
+        for count, path in enumerate(_walked(root)):
+            if count == _MOST_PATHS:
+                raise CheckpointError(str(root), f"more than {_MOST_PATHS} files", "a package", "check the path")
             relative = path.relative_to(root).as_posix()
             if path.is_dir():
                 folders.add(relative)
@@ -103,7 +109,28 @@ def from_folder(root: Path) -> Tree:
     except OSError as error:
         found = f"cannot be listed: {error.strerror}"
         raise CheckpointError(str(root), found, "files that the system can open", "remove what is too deep") from error
-    return Tree(str(root), files, frozenset(folders), lambda path: contained(root, path).read_bytes())
+    listed = dict(sorted(files.items()))
+    return Tree(str(root), listed, frozenset(folders), lambda path: contained(root, path).read_bytes())
+
+
+def _walked(root: Path) -> Iterator[Path]:
+    """Everything below a folder; a linked folder is entered where it is inside it, and once on the way to a path.
+
+    Raises:
+        OSError: A folder cannot be listed.
+    """
+    home = os.path.realpath(root)
+    waiting: list[tuple[Path, frozenset[str]]] = [(root, frozenset({home}))]
+    while len(waiting) > 0:
+        folder, above = waiting.pop()
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            path = folder / entry.name
+            yield path
+            if not entry.is_dir():
+                continue
+            real = os.path.realpath(path)
+            if real not in above and Path(real).is_relative_to(home):
+                waiting.append((path, above | {real}))
 
 
 def from_archive(path: Path) -> Tree:
