@@ -104,6 +104,14 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         open_artifact(tmp_path)
 
 
+def test_a_hub_id_is_no_folder() -> None:
+    """Packages are made of folders: the hint says how to have one."""
+    with pytest.raises(CheckpointError, match="org/name: no such folder") as raised:
+        open_artifact(Path("org/name"))
+
+    assert "--local-dir" in raised.value.problems[0].hint
+
+
 def test_a_folder_of_anything_else_is_refused(tmp_path: Path) -> None:
     """Neither a manifest nor config.json."""
     with pytest.raises(CheckpointError, match=r"neither llmcompile\.json nor config\.json"):

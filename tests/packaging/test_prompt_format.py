@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmcompile.packaging.prompt_format import (
     Format,
     Template,
     TemplateFailure,
+    _Renderer,
     apply,
     derive,
     disagreement,
@@ -27,6 +28,16 @@ from llmcompile.packaging.prompt_format import (
 from llmcompile.packaging.tree import Tree, from_folder
 
 PROMPTS = json.loads((Path(__file__).parents[1] / "golden" / "rayllm" / "outcomes.json").read_text())["prompts"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def impatience() -> Iterator[None]:
+    """A template that does not end is ended soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmcompile.packaging.prompt_format._SECONDS", 5.0)
+        yield
+
+
 S = {"bos_token": "<s>", "eos_token": "</s>"}
 _ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -615,11 +626,31 @@ def test_any_template(text: str) -> None:
     assert made != ""
 
 
-def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 'a' * 2000000000 }}",
+        "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_take_the_machine(text: str) -> None:
+    """Memory and time are those of a process of its own; the next template is rendered as if nothing had been."""
+    with pytest.raises(TemplateFailure, match="1 GiB"):
+        apply(Template(text, {}, False), (("user", "u"),))
+
+    assert apply(Template("{{ messages[0]['content'] }}", {}, False), (("user", "u"),)) == "u"
+
+
+def test_without_jinja(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without jinja2 the error says what to install."""
-    monkeypatch.setitem(sys.modules, "jinja2", None)
+    (tmp_path / "jinja2.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    renderer = _Renderer()
+    monkeypatch.setattr("llmcompile.packaging.prompt_format._renderer", lambda: renderer)
 
     with pytest.raises(ToolchainError, match="jinja2") as raised:
-        derive(Template("{# compiled by nobody yet #}" + CHATML.text, {}, False))
+        derive(CHATML)
+    renderer.close()
 
     assert raised.value.problems[0].hint == "pip install jinja2"

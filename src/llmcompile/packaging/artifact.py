@@ -106,6 +106,11 @@ def open_artifact(path: Path) -> Artifact:
     Raises:
         CheckpointError: It is neither an artifact nor a Hugging Face folder, or files are missing or of another size.
     """
+    if not path.exists():
+        hint = (
+            "check the path; a model of the hub is downloaded first: huggingface-cli download ORG/NAME --local-dir DIR"
+        )
+        raise CheckpointError(str(path), "no such folder", "an artifact, or a Hugging Face folder", hint)
     tree = from_folder(path)
     if MANIFEST in tree.files:
         manifest = records.read_any(path / MANIFEST)

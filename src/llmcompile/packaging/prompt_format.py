@@ -12,15 +12,19 @@ call `tokenizer.encode(prompt)`, which puts the beginning-of-sequence token firs
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import json
 import os
 import re
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import FrameType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmcompile.errors import CheckpointError, ToolchainError, UnsupportedError
@@ -34,8 +38,8 @@ Conversation = tuple[tuple[str, str], ...]
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Tokenizers whose own code puts the beginning-of-sequence token first unless add_bos_token says otherwise.
 _BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-_LINES = 200_000
-"""Lines of Python a template may take; no chat needs a hundredth of it."""
+_SECONDS = 10.0
+"""Time a template may take for one conversation; no chat needs a thousandth of it."""
 _PLACES = 100
 """Places of a text at which it is tried to cut it."""
 _HINT = "pass --prompt-format FILE.yaml with what the model should see, or --no-chat for completions only"
@@ -527,80 +531,78 @@ def _begins_with(processor: object, bos: str) -> bool:
 
 
 def _run(template: Template, conversation: Conversation, generation: bool, today: str) -> str:
-    """Render as transformers does."""
+    """Render as transformers does, in the process for it."""
     messages = [{"role": role, "content": text} for role, text in conversation]
-    # A template is somebody's program: it may raise anything.
-    try:
-        compiled = _compiled(template.text)
-        with _bounded():
-            rendered: str = compiled.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=generation,
-                strftime_now=lambda pattern: f"{today} {pattern}",
-                **template.tokens,
+    values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": generation}
+    return _renderer().render({"text": template.text, "values": {**values, **template.tokens}, "today": today})
+
+
+class _Renderer:
+    """The process that renders templates: started when it is first asked, anew where a template ended it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def render(self, request: Mapping[str, Any]) -> str:
+        """One rendered conversation.
+
+        Raises:
+            TemplateFailure: The template raised, cannot be compiled, or took more time or memory than any chat does.
+            ToolchainError: jinja2 is not installed.
+        """
+        with self._lock:
+            line = self._asked(json.dumps(request).encode() + b"\n")
+        if line is None:
+            raise TemplateFailure("it does not end, or takes more than 1 GiB of memory")
+        answer = json.loads(line)
+        if "missing" in answer:
+            raise ToolchainError("jinja2", "not installed", "what chat templates are written for", "pip install jinja2")
+        if "failed" in answer:
+            raise TemplateFailure(answer["failed"])
+        rendered: str = answer["rendered"]
+        return rendered
+
+    def _asked(self, request: bytes) -> bytes | None:
+        """The process's answer; None where it gave none, and was ended."""
+        if self._process is None or self._process.poll() is not None:
+            worker = Path(__file__).with_name("template_worker.py")
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-    except ToolchainError:
-        raise
-    except Exception as error:
-        raise TemplateFailure(" ".join(str(error).split()) or type(error).__name__) from error
-    return rendered
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Timer(_SECONDS, process.kill)
+        late.start()
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        finally:
+            late.cancel()
+        if line.endswith(b"\n"):
+            return line
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        process.wait()
 
 
-@lru_cache(maxsize=8)
-def _compiled(text: str) -> Any:
-    """A template in transformers' environment: the same filters, functions and tags, sandboxed."""
-    try:
-        import jinja2
-        from jinja2 import nodes
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ToolchainError(
-            "jinja2", "not installed", "what chat templates are written for", "pip install jinja2"
-        ) from error
-
-    class Generation(Extension):
-        """{% generation %}, which marks what a model is trained on, and renders what is in it."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            made: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return made
-
-    def refuse(message: object) -> None:
-        raise jinja2.TemplateError(str(message))
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """Without powers: one of two numbers can take longer than anything that is counted in lines."""
-
-        intercepted_binops = frozenset({"**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            refuse(f"{operator} is not for chat templates")
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda value, **arguments: json.dumps(value, ensure_ascii=False, **arguments)
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(text)
-
-
-class _bounded:
-    """Stop a template that takes more than `_LINES` lines of Python."""
-
-    def __enter__(self) -> None:
-        self._left = _LINES
-        self._before = sys.gettrace()
-        sys.settrace(self._count)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-
-    def _count(self, frame: FrameType, event: str, argument: object) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise TemplateFailure("it does not end")
-        return self._count
+@lru_cache(maxsize=1)
+def _renderer() -> _Renderer:
+    renderer = _Renderer()
+    atexit.register(renderer.close)
+    return renderer

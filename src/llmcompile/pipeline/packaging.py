@@ -426,7 +426,7 @@ def lint(path: Path, serving: Serving, target: str | None) -> tuple[tuple[Target
             str(path),
             "nothing that a server would recognise",
             "serving.properties, folders with config.pbtxt, a registry entry, serve.yaml, .env or create_model.json",
-            f"name the server: llmcompile lint --target {'|'.join(TARGETS)} {path}",
+            f"name the server, one of {', '.join(TARGETS)}: llmcompile lint --target {next(iter(TARGETS))} {path}",
         )
     _refuse_unknown(known, serving.version)
     return known, [finding for candidate in known for finding in candidate.lint(tree, serving)]
