@@ -13,8 +13,8 @@ from llmcompile.errors import CheckpointError, LlmCompileError, OptionsError, Un
 from llmcompile.packaging.artifact import Artifact
 from llmcompile.packaging.target import KINDS, Kind, Package
 from llmcompile.packaging.triton import TARGET
+from llmcompile.packaging.triton.generations import GENERATIONS
 from llmcompile.packaging.triton.pbtxt import Message, parse
-from llmcompile.packaging.triton.tensors import GENERATIONS
 
 ENGINE = "tensorrt_llm/config.pbtxt"
 

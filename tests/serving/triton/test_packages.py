@@ -17,9 +17,10 @@ from tritonclient.grpc import model_config_pb2
 from llmcompile.packaging.triton import ensemble
 from llmcompile.packaging.triton.engine import engine_config
 from llmcompile.packaging.triton.fastertransformer import MODEL_TYPES, fastertransformer_config
+from llmcompile.packaging.triton.generations import GENERATIONS
 from llmcompile.packaging.triton.llmapi import llmapi_config
 from llmcompile.packaging.triton.pbtxt import Message, parse, render
-from llmcompile.packaging.triton.tensors import GENERATIONS, inputs, outputs
+from llmcompile.packaging.triton.tensors import inputs, outputs
 
 WRITTEN = sorted(Path(os.environ.get("SERVING_PACKAGES", "/nonexistent")).glob("**/config.pbtxt"))
 

@@ -400,7 +400,7 @@ def _model_config(artifact: Artifact, path: str, batch: int | None, runtime: str
     """
     from llmcompile.packaging.triton.engine import engine_config
     from llmcompile.packaging.triton.pbtxt import render
-    from llmcompile.packaging.triton.tensors import GENERATIONS, generation_of
+    from llmcompile.packaging.triton.generations import GENERATIONS, generation_of
 
     generation = generation_of(runtime)
     if generation is None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmcompile.packaging.target import Finding, Package, Request, Serving, Target, flag, without_neuron
-from llmcompile.packaging.triton.tensors import GENERATIONS, generation_of
+from llmcompile.packaging.triton.generations import GENERATIONS, generation_of
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from llmcompile.errors import LlmCompileError
 from llmcompile.packaging.documents import yaml_value
 from llmcompile.packaging.target import Finding, Serving, Status
+from llmcompile.packaging.triton.generations import generation_of, has
 from llmcompile.packaging.triton.repository import (
     CONFIG,
     Engine,
@@ -22,7 +23,6 @@ from llmcompile.packaging.triton.repository import (
     read,
     tensors,
 )
-from llmcompile.packaging.triton.tensors import generation_of, has
 from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmcompile.packaging.triton.generations import has
 from llmcompile.packaging.triton.pbtxt import Message
-from llmcompile.packaging.triton.tensors import Tensor, has, inputs, outputs
+from llmcompile.packaging.triton.tensors import Tensor, inputs, outputs
 
 NAME = "tensorrt_llm"
 LOGITS: Mapping[str, str] = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16"}
@@ -37,7 +38,7 @@ def engine_config(
     """Make the configuration of an engine's model, to be written by `pbtxt.render`.
 
     Args:
-        generation: One of `tensors.GENERATIONS`, which is the engine's version of TensorRT-LLM.
+        generation: One of `generations.GENERATIONS`, which is the engine's version of TensorRT-LLM.
         max_batch_size: Requests in a batch; at most what the engine was built for.
         gpt_model_path: Folder with the engine, or the decoder, as the server will see it; None for an encoder alone.
         decoupled: Whether a request may have more than one answer: streaming.

@@ -7,8 +7,9 @@ Source: triton-inference-server/tensorrtllm_backend@v0.9.0 to v0.19.0 and @c2e65
 from __future__ import annotations
 
 from llmcompile.packaging.triton.engine import NAME, declared, strings
+from llmcompile.packaging.triton.generations import has
 from llmcompile.packaging.triton.pbtxt import Message
-from llmcompile.packaging.triton.tensors import has, inputs, outputs, wires
+from llmcompile.packaging.triton.tensors import inputs, outputs, wires
 
 BEFORE, AFTER, ENSEMBLE, BLS = "preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls"
 _NEWEST = -1
@@ -18,7 +19,7 @@ def preprocessing_config(*, generation: str, max_batch_size: int, tokenizer: str
     """The model that makes token ids of text.
 
     Args:
-        generation: One of `tensors.GENERATIONS`.
+        generation: One of `generations.GENERATIONS`.
         max_batch_size: The engine's model's.
         tokenizer: Folder with the tokenizer, as the server will see it.
         engine: Folder with the engine, as the server will see it.

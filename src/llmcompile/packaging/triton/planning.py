@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
 from llmcompile.packaging.target import KINDS, Kind, Package, Request, flags
 from llmcompile.packaging.triton import engine, ensemble, fastertransformer, llmapi
+from llmcompile.packaging.triton.generations import GENERATIONS, generation_of, has
 from llmcompile.packaging.triton.pbtxt import Message, render
-from llmcompile.packaging.triton.tensors import GENERATIONS, generation_of, has
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact

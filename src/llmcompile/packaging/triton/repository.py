@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, LlmCompileError
+from llmcompile.packaging.triton.generations import generation_of
 from llmcompile.packaging.triton.pbtxt import Message, parse
-from llmcompile.packaging.triton.tensors import generation_of
 
 if TYPE_CHECKING:
     from llmcompile.packaging.target import Serving
