@@ -334,3 +334,30 @@ def test_too_little_memory_is_said(model: Callable[[str], Path], data: Path, run
     assert result.code == 10
     assert "needed to calibrate" in result.err
     assert "--calib-seq-len" in result.err
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq"])
+def test_metas_files_are_calibrated_by_their_own_names(recipe: str, data: Path, run: Run, tmp_path: Path) -> None:
+    """Transformers' LLaMA runs on params.json and consolidated files, whose rows of q and k are in another order."""
+    model, numbers = tmp_path / "model", torch.Generator().manual_seed(0)
+    model.mkdir()
+    hidden, inner = 32, 48
+    shapes = {"tok_embeddings": (models.VOCAB, hidden), "output": (models.VOCAB, hidden)}
+    for layer in (0, 1):
+        shapes |= {f"layers.{layer}.attention.w{letter}": (hidden, hidden) for letter in "qo"}
+        shapes |= {f"layers.{layer}.attention.w{letter}": (hidden // 2, hidden) for letter in "kv"}
+        shapes |= {f"layers.{layer}.feed_forward.w{number}": (inner, hidden) for number in "13"}
+        shapes |= {f"layers.{layer}.feed_forward.w2": (hidden, inner)}
+    tensors = {f"{name}.weight": torch.randn(shape, generator=numbers) / 2 for name, shape in shapes.items()}
+    norms = ["norm", *(f"layers.{layer}.{part}_norm" for layer in (0, 1) for part in ("attention", "ffn"))]
+    tensors |= {f"{name}.weight": torch.rand(hidden, generator=numbers) + 0.5 for name in norms}
+    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, model / "consolidated.00.pth")
+    params = {"dim": hidden, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": models.VOCAB, "norm_eps": 1e-5}
+    (model / "params.json").write_text(json.dumps({**params, "hidden_dim": inner}))
+    command = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model, "--calib-dataset", data, "--tp", 2)
+
+    result = run(*command, "--kv-cache", "int8", "--quantization", recipe, tmp_path / "out")
+
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]
+    assert set(record["cache"]) == {"0", "1"}

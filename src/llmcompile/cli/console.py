@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -854,6 +854,7 @@ def _plan_json(job: Job) -> dict[str, Any]:
         "pp": job.layout.pp,
         "moe_ep": job.layout.moe_ep,
         "quantization": _quantized(job),
+        "calibration": None if job.calibration is None else asdict(job.calibration),
         "builder": _toolchain_json(job.toolchain),
         "tensors_read": len(job.plan.tensors_read),
         "ignored": dict(job.plan.ignored),

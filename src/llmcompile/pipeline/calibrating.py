@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from safetensors.numpy import load, save
 
 from llmcompile.architectures import ARCHITECTURES
 from llmcompile.architectures.spec import Dims
-from llmcompile.dtypes import BF16, FP16
+from llmcompile.checkpoint.headers import Stored
+from llmcompile.checkpoint.reader import Reader
+from llmcompile.dtypes import BF16, FP16, FP32
 from llmcompile.exporters.trtllm.layout import make_layout
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from llmcompile.calibration.data import Samples
     from llmcompile.calibration.measuring import LayerRanges
+    from llmcompile.validation.checks import StoredWeights
     from llmcompile.validation.reference import Weights
 
 _FOLDER = "calibration/"
@@ -127,6 +130,8 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
                 embedded = layers.embed(batch)
                 if first == 0:
                     states.write(embedded)
+        if isinstance(weights, _Read):
+            weights.drop()
         groups = _groups(job, weights)
         for layer in range(first, total):
             with _Writer(work, _states(layer + 1) if layer + 1 < total else "", samples, job.dims) as states:
@@ -203,6 +208,36 @@ def _read_states(path: Path, batches: list[Tensor], dims: Dims) -> Iterator[Tens
             yield torch.from_numpy(values).reshape(*batch.shape, -1)
 
 
+class _Read:
+    """Weights whose matrices are read into memory of our own, which goes with them.
+
+    A memory map's pages stay until it is dropped, and count as ours; but of a table only the rows that are looked up
+    are touched, so tables stay mapped.
+    """
+
+    def __init__(self, mapped: StoredWeights, reader: Reader, tensors: Mapping[str, Stored], vocab: int) -> None:
+        self._mapped, self._reader, self._tensors, self._vocab = mapped, reader, tensors, vocab
+
+    def names(self) -> Collection[str]:
+        """Every tensor in the checkpoint."""
+        return self._mapped.names()
+
+    def drop(self) -> None:
+        """Let go of the tables."""
+        self._mapped.drop()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored."""
+        import torch
+
+        stored = self._tensors[name]
+        code = {FP16: torch.float16, BF16: torch.bfloat16, FP32: torch.float32}.get(stored.dtype)
+        if code is None or stored.shape[:1] == (self._vocab,):
+            return self._mapped.read(name)
+        bits = self._reader.read(stored)
+        return torch.from_numpy(bits.view(np.int32 if stored.dtype == FP32 else np.int16)).view(code)
+
+
 @contextmanager
 def _source(job: Job) -> Iterator[tuple[Path, Weights]]:
     """The model for transformers: its config's folder and its weights."""
@@ -211,7 +246,11 @@ def _source(job: Job) -> Iterator[tuple[Path, Weights]]:
 
     files = tuple(file.path for file in job.checkpoint.files)
     if job.architecture.name != "meta_llama":
-        yield job.checkpoint.root, StoredWeights(files)
+        with Reader(job.checkpoint.files) as reader:
+            yield (
+                job.checkpoint.root,
+                _Read(StoredWeights(files), reader, job.checkpoint.tensors, job.dims.sizes["vocab"]),
+            )
         return
     meta = MetaWeights(files, job.checkpoint.root / "params.json")
     with tempfile.TemporaryDirectory(prefix="llmcompile-") as folder:

@@ -103,11 +103,15 @@ class StoredWeights:
         """Every tensor in the checkpoint."""
         return self._where.keys()
 
+    def drop(self) -> None:
+        """Let go of the memory maps; what is read later opens them anew."""
+        self._opened.clear()
+        self._mapped_bytes = 0
+
     def read(self, name: str) -> Tensor:
         """One tensor as stored."""
         if self._mapped_bytes > _MAPPED_BYTES:
-            self._opened.clear()
-            self._mapped_bytes = 0
+            self.drop()
         opened = self._open(self._where[name])
         tensor: Tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
         self._mapped_bytes += tensor.nbytes
