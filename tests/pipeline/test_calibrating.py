@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 import models
 from llmcompile.calibration.layers import Layers
+from llmcompile.checkpoint.headers import Stored
+from llmcompile.checkpoint.reader import Reader
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -361,3 +364,32 @@ def test_metas_files_are_calibrated_by_their_own_names(recipe: str, data: Path, 
     assert result.code == 0, result.err
     record = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]
     assert set(record["cache"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "int4_awq"])
+def test_one_matrix_is_in_memory_at_a_time(
+    recipe: str, data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many layers there are: of what was read, never more lives than the largest matrix and a norm."""
+    folder = save("llama_gqa", tmp_path / "model", num_hidden_layers=5)
+    live, most = {"bytes": 0}, [0]
+    original = Reader.read
+
+    def counted(self: Reader, stored: Stored) -> Any:
+        bits = original(self, stored)
+        live["bytes"] += stored.size_bytes
+        most[0] = max(most[0], live["bytes"])
+
+        def gone() -> None:
+            live["bytes"] -= stored.size_bytes
+
+        weakref.finalize(bits, gone)
+        return bits
+
+    monkeypatch.setattr(Reader, "read", counted)
+
+    result = run(*arguments(folder, data, recipe, "--no-validate"), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    assert live["bytes"] == 0
+    assert 0 < most[0] <= 2 * (128 * 128 + 128)

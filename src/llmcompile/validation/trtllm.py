@@ -87,6 +87,8 @@ _NOISE: Mapping[str, tuple[float, str]] = MappingProxyType(
         "W4A16": (1.5, "4-bit weights, a scale for each output"),
         "W4A16_AWQ": (1.0, "4-bit weights, a scale for each group of inputs"),
         "W4A16_GPTQ": (1.0, "4-bit weights, a scale and a zero for each group of inputs"),
+        "W4A8_AWQ": (1.0, "4-bit weights, a scale for each group of inputs, and 8-bit floats of one scale for inputs"),
+        "W8A8_SQ_PER_CHANNEL": (0.35, "8-bit integers, a scale for each output and one for all inputs"),
     }
 )
 """Recipe -> how far a run as on the GPU may be from the float32 model, as a fraction of its largest output, and why."""
