@@ -22,6 +22,7 @@ LAYERS = {
     "transforms": 1,
     "architectures": 2,
     "quantization": 2,
+    "ranges": 2,
     "writing": 2,
     "plan": 3,
     "assembly": 4,
@@ -29,9 +30,10 @@ LAYERS = {
     "exporters": 6,
     "validation": 6,
     "packaging": 6,
-    "pipeline": 7,
-    "cli": 8,
-    "__main__": 9,
+    "calibration": 7,
+    "pipeline": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """`environment` imports nothing of ours; only the pipeline and the command line import it."""
 FILES = sorted(SOURCE.rglob("*.py"))

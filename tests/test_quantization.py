@@ -22,8 +22,10 @@ from llmcompile.quantization import (
     AddOne,
     Fp8Requant,
     Fp8Rowwise,
+    Fp8Tensor,
     Gptq,
     GroupwiseAwq,
+    SmoothInt8,
     WeightOnly,
     check,
     from_fp8,
@@ -451,3 +453,68 @@ def test_scratch_is_given_back() -> None:
         encoder.rest()
 
         assert encoder._scratch._buffers == {}
+
+
+# Scales and factors that come from calibration
+
+
+@pytest.mark.parametrize("dtype", [FP16, BF16, FP32])
+def test_fp8_of_one_scale_is_the_quotient_rounded(dtype: DType) -> None:
+    """Each weight divided by the given scale, to the nearest of ml_dtypes' float8_e4m3fn, and clipped at 448."""
+    weights = random_weights(dtype, (6, 32), 3)
+    floats = weights.view(FLOATS[dtype]).astype(np.float32)
+    scale = np.float32(np.abs(floats).max() / np.float32(300))
+    encoder = Fp8Tensor(dtype, float(scale))
+
+    packed = in_blocks(encoder, weights, 2)
+
+    expected = np.clip(floats / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    assert packed.tobytes() == expected.tobytes()
+    assert [array.tolist() for array in encoder.rest()] == [[scale]]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_fp8_of_an_impossible_scale_is_refused(scale: float) -> None:
+    """Nothing can be divided by it."""
+    with pytest.raises(ValueError, match="a weight scale of"):
+        Fp8Tensor(FP16, scale)
+
+
+@pytest.mark.parametrize("dtype", [FP16, BF16, FP32])
+def test_smoothquant_divides_by_the_factors_first(dtype: DType) -> None:
+    """V = W / columns; a scale max / 127 for each row, 1 for one of zeros; halves to even."""
+    weights = random_weights(dtype, (6, 32), 4)
+    weights[2] = 0
+    columns = np.exp(np.random.default_rng(5).normal(size=32)).astype(np.float32)
+    encoder = SmoothInt8(dtype, columns)
+
+    packed = in_blocks(encoder, weights, 2)
+
+    divided = weights.view(FLOATS[dtype]).astype(np.float32) / columns
+    scale = np.abs(divided).max(axis=1) / np.float32(127)
+    scale[scale == 0] = 1
+    assert packed.tobytes() == np.rint(divided / scale[:, None]).astype(np.int8).tobytes()
+    (found,) = encoder.rest()
+    assert found.tobytes() == scale.tobytes()
+
+
+def test_awq_divides_by_the_factors_first() -> None:
+    """V = W / columns, and everything after it as without factors."""
+    weights = random_weights(FP16, (4, 64), 6)
+    columns = np.exp(np.random.default_rng(7).normal(size=64)).astype(np.float32)
+    divided = weights.view(np.float16).astype(np.float32) / columns
+    encoder, plain = GroupwiseAwq(FP16, 32, columns), GroupwiseAwq(FP32, 32)
+
+    packed, expected = in_blocks(encoder, weights, 2), in_blocks(plain, divided, 2)
+
+    assert packed.tobytes() == expected.tobytes()
+    assert encoder.rest()[0].tobytes() == plain.rest()[0].tobytes()
+
+
+@pytest.mark.parametrize("encoder", [Fp8Tensor(FP16, 1.0), SmoothInt8(FP16, np.ones(8, np.float32))])
+def test_a_weight_that_is_no_number_is_refused(encoder: Any) -> None:
+    """As by the encoders that need no data."""
+    weights = np.full((2, 8), np.nan, np.float16).view(FP16.bits)
+
+    with pytest.raises(ValueError, match="infinite or not a number"):
+        encoder.encode(weights, 0)

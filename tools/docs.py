@@ -125,7 +125,7 @@ def support_table() -> str:
                 " ".join(dtype.name for dtype in ft.FAMILIES[family.name].dtypes) if family.name in ft.FAMILIES else "",
                 " ".join(_degrees(family.name)),
                 _neuron(family),
-                " ".join(name for name in _recipes(family.name) if name not in _GIVEN),
+                " ".join(name for name in _recipes(family.name) if name != "w4a16_gptq"),
                 " ".join(_sources(family)),
                 " ".join(_validated(family)),
             )
@@ -192,7 +192,7 @@ def _read_back(family: Architecture, recipe: str) -> bool:
         fp8(family)
     except UnsupportedError:
         return False
-    return FAMILIES[family.name].mlp == "gated"
+    return FAMILIES[family.name].mlp == "gated" and family.name in trtllm.FP8_SOURCES
 
 
 def _validated(family: Architecture) -> Iterator[str]:

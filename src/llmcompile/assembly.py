@@ -153,7 +153,22 @@ def _encoders(step: Step, reader: Reader) -> list[Encoder]:
     if encoding is None:
         return []
     asides = [_values(piece, reader.read(piece.stored), encoding.fault) for piece in step.asides]
-    return [encoding.start(step.dtype, asides) for _ in step.files]
+    return [encoding.start(step.dtype, [*asides, *_columns(step, rank)]) for rank in range(len(step.files))]
+
+
+def _columns(step: Step, rank: int) -> list[Array]:
+    """The rank's share of what an encoding knows of the inputs."""
+    assert step.row.encoding is not None
+    columns = step.row.encoding.columns
+    if columns is None:
+        return []
+    sizes = [step.pieces[0].size(axis) for axis in step.pieces[0].inp]
+    share = columns.reshape(sizes)
+    for span in spans(step.row, step.pieces[0], step.ranks, rank) or ():
+        if span.axis in step.pieces[0].inp:
+            at = step.pieces[0].inp.index(span.axis)
+            share = share[(slice(None),) * at + (slice(span.start, span.stop),)]
+    return [np.ascontiguousarray(share).reshape(-1)]
 
 
 def _values(piece: Piece, bits: Array, fault: Callable[[Array], str]) -> Array:

@@ -102,6 +102,8 @@ class Encoding:
         tensors: (name, shape (..., out, in) of the plain tensor, its type) -> what is stored, the packed tensor first.
         check: Shape -> why it cannot be packed; None when it can.
         fault: Values of an aside -> what is wrong with them; "" for nothing.
+        columns: float32, one for each input of the whole matrix, before it is divided among ranks; each rank's share is
+            handed to `start` behind the asides.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Encoding:
     tensors: Callable[[str, Shape, DType], tuple[TensorSpec, ...]]
     check: Callable[[Shape], Misfit | None] = lambda shape: None
     fault: Callable[[Array], str] = lambda values: ""
+    columns: Array | None = None
 
 
 @dataclass(frozen=True)

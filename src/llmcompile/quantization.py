@@ -186,7 +186,8 @@ class GroupwiseAwq:
     """Int4 per group of inputs, rounded to nearest, in the container that ModelOpt writes for AWQ.
 
     scale = max|W| / 7 of the group (1 for a group of zeros) and q = W / scale, rounded half to even, all in float32.
-    No input is rescaled: the caller writes a `prequant_scaling_factor` of ones. The layout is the same on every GPU.
+    Where the runtime multiplies each input by a factor, W is divided by it first; the caller writes these factors as
+    `prequant_scaling_factor`. The layout is the same on every GPU.
 
     Source: nvidia-modelopt 0.47.0: modelopt/torch/export/quant_utils.py (get_scaling_factor_from_weight,
     pack_int4_in_uint8).
@@ -194,9 +195,11 @@ class GroupwiseAwq:
 
     ROWS = 2
 
-    def __init__(self, dtype: DType, group_size: int = 128) -> None:
+    def __init__(self, dtype: DType, group_size: int = 128, columns: Array | None = None) -> None:
+        """Begin a matrix; `columns` are its inputs' factors, float32 of shape (in,), or None for ones."""
         self._dtype = dtype
         self._group_size = group_size
+        self._columns = columns
         self._scales: list[Array] = []
         self._scratch = _Scratch()
 
@@ -225,8 +228,12 @@ class GroupwiseAwq:
         grouped = block.reshape(-1, self._group_size)
         values = self._scratch.array("values", grouped.shape, np.dtype(np.float32))
         scale = _row_maximum(grouped, self._dtype, self._scratch) / np.float32(7)
-        scale[scale == 0] = 1
         _widen(grouped, self._dtype, values)
+        if self._columns is not None:
+            wide = values.reshape(rows, inputs)
+            np.divide(wide, self._columns, out=wide)
+            scale = np.abs(values).max(axis=1) / np.float32(7)
+        scale[scale == 0] = 1
         np.divide(values, scale[:, np.newaxis], out=values)
         self._scales.append(scale.reshape(rows, -1))
         # Only a subnormal scale, rounded coarsely, leaves anything to clamp.
@@ -293,6 +300,102 @@ class Fp8Rowwise:
 
     def rest(self) -> tuple[Array, ...]:
         """(`per_channel_scale`,): float32 of shape (rows encoded,)."""
+        self._scratch.clear()
+        return (np.concatenate(self._scales),)
+
+
+class Fp8Tensor:
+    """float8_e4m3fn of one scale for the whole matrix, known beforehand: weight = W / scale, to nearest even.
+
+    Source: nvidia-modelopt 0.47.0: modelopt/torch/export/quant_utils.py (to_quantized_weight).
+    """
+
+    ROWS = 1
+
+    def __init__(self, dtype: DType, scale: float) -> None:
+        if not 0 < scale < np.inf:
+            raise ValueError(f"a weight scale of {scale}; expected a finite one above 0")
+        self._dtype = dtype
+        self._scale = np.float32(scale)
+        self._scratch = _Scratch()
+
+    def encode(self, block: Array, part: int) -> Array:
+        """Quantize rows of W.
+
+        Args:
+            block: Shape (rows, in), bits of the artifact's dtype, C-contiguous.
+            part: Not used.
+
+        Returns:
+            uint8 of shape (rows, in): bits of float8_e4m3fn.
+
+        Raises:
+            ValueError: A weight is infinite or not a number.
+        """
+        rows, inputs = block.shape
+        packed = np.empty((rows, inputs), np.uint8)
+        for start, stop in _steps(rows, inputs, self.ROWS):
+            _row_maximum(block[start:stop], self._dtype, self._scratch)  # refuses what is not finite
+            values = self._scratch.array("values", (stop - start, inputs), np.dtype(np.float32))
+            _widen(block[start:stop], self._dtype, values)
+            np.divide(values, self._scale, out=values)
+            np.clip(values, -_FP8_MAX, _FP8_MAX, out=values)
+            _round_fp8(values, packed[start:stop], self._scratch)
+        return packed
+
+    def rest(self) -> tuple[Array, ...]:
+        """(`weights_scaling_factor`,): float32 of shape (1,)."""
+        self._scratch.clear()
+        return (np.array([self._scale], np.float32),)
+
+
+class SmoothInt8:
+    """Int8 per output row of a matrix whose columns were divided by the factors of its inputs.
+
+    V = W / columns, scale = max|V[n]| / 127 (1 for a row of zeros) and q = V / scale, rounded half to even.
+
+    Source: nvidia-modelopt 0.47.0: modelopt/torch/export/quant_utils.py (get_scaling_factor_from_weight,
+    to_quantized_weight).
+    """
+
+    ROWS = 1
+
+    def __init__(self, dtype: DType, columns: Array) -> None:
+        self._dtype = dtype
+        self._columns = columns
+        self._scales: list[Array] = []
+        self._scratch = _Scratch()
+
+    def encode(self, block: Array, part: int) -> Array:
+        """Quantize rows of W.
+
+        Args:
+            block: Shape (rows, in), bits of the artifact's dtype, C-contiguous.
+            part: Not used: every row has a scale of its own.
+
+        Returns:
+            int8 of shape (rows, in).
+
+        Raises:
+            ValueError: A weight is infinite or not a number.
+        """
+        rows, inputs = block.shape
+        packed = np.empty((rows, inputs), np.int8)
+        for start, stop in _steps(rows, inputs, self.ROWS):
+            _row_maximum(block[start:stop], self._dtype, self._scratch)  # refuses what is not finite
+            values = self._scratch.array("values", (stop - start, inputs), np.dtype(np.float32))
+            _widen(block[start:stop], self._dtype, values)
+            np.divide(values, self._columns, out=values)
+            scale = np.abs(values).max(axis=1) / np.float32(127)
+            scale[scale == 0] = 1
+            np.divide(values, scale[:, np.newaxis], out=values)
+            np.rint(values, out=values)
+            np.copyto(packed[start:stop], np.clip(values, -128, 127, out=values), casting="unsafe")
+            self._scales.append(scale)
+        return packed
+
+    def rest(self) -> tuple[Array, ...]:
+        """(`weights_scaling_factor`,): float32 of shape (rows encoded,)."""
         self._scratch.clear()
         return (np.concatenate(self._scales),)
 

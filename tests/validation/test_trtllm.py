@@ -120,6 +120,11 @@ class Silent:
         """Show nothing."""
         yield lambda size_bytes, tensor: None
 
+    @contextmanager
+    def calibrating(self, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """Show nothing."""
+        yield lambda layer: None
+
     def validating(self, subject: str, ranks: int) -> None:
         """Show nothing."""
 

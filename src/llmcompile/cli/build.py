@@ -35,8 +35,8 @@ _RECIPES: Mapping[str, str] = {
     "int8": "w8a16",
     "int4": "w4a16",
     "int4_gptq": "w4a16_gptq",
-    "int4_awq": "w4a16_awq",
     **{recipe.algorithm.lower(): name for name, recipe in versions.RECIPES.items()},
+    **{name: name for name in versions.RECIPES},
 }
 """Further words of --quantization: the converter's precisions, and config.json's quant_algo."""
 _CACHE_FLAGS = ("int8_kv_cache", "fp8_kv_cache")
@@ -477,12 +477,50 @@ def trtllm(
         typer.Option(
             "--kv-cache",
             "--kv_cache",
+            "--kv-cache-dtype",
+            "--kv_cache_dtype",
             envvar="LLMCOMPILE_KV_CACHE",
             metavar="WORD",
-            help="fp8 for a KV cache of 8 bits; that of --dtype by default.",
+            help="fp8 or int8 (calibrated) for a KV cache of 8 bits; that of --dtype by default.",
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = TrtllmOptions.kv_cache,
+    calib_dataset: Annotated[
+        Path | None,
+        typer.Option(
+            "--calib-dataset",
+            "--calib_dataset",
+            envvar="LLMCOMPILE_CALIB_DATASET",
+            metavar="FILE",
+            help="Text that a calibrated recipe measures activations on: .jsonl with text or input_ids in each line, "
+            "or .txt; a short built-in text by default.",
+            rich_help_panel=params.QUANTIZATION,
+        ),
+    ] = TrtllmOptions.calib_dataset,
+    calib_size: Annotated[
+        int,
+        typer.Option(
+            "--calib-size",
+            "--calib_size",
+            envvar="LLMCOMPILE_CALIB_SIZE",
+            min=1,
+            help="Samples of it, at most.",
+            rich_help_panel=params.QUANTIZATION,
+        ),
+    ] = TrtllmOptions.calib_size,
+    calib_seq_len: Annotated[
+        int,
+        typer.Option(
+            "--calib-seq-len",
+            "--calib_seq_len",
+            "--calib-max-seq-length",
+            "--calib_max_seq_length",
+            envvar="LLMCOMPILE_CALIB_SEQ_LEN",
+            min=2,
+            help="Tokens of a sample.",
+            rich_help_panel=params.QUANTIZATION,
+        ),
+    ] = TrtllmOptions.calib_seq_len,
     wo_layout: Annotated[
         str,
         typer.Option(
@@ -571,7 +609,7 @@ def trtllm(
             "--int8-kv-cache",
             "--int8_kv_cache",
             envvar="LLMCOMPILE_INT8_KV_CACHE",
-            help="Refused: needs calibration.",
+            help="--kv-cache int8.",
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = False,
@@ -581,7 +619,7 @@ def trtllm(
             "--smoothquant",
             "-sq",
             envvar="LLMCOMPILE_SMOOTHQUANT",
-            help="Refused likewise.",
+            help="Refused: --quantization int8_sq is the SmoothQuant that is written.",
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = None,
@@ -790,6 +828,9 @@ def trtllm(
             wo_layout=wo_layout,
             group_size=quantized.group_size,
             kv_cache=quantized.kv_cache,
+            calib_dataset=calib_dataset,
+            calib_size=calib_size,
+            calib_seq_len=calib_seq_len,
             use_parallel_embedding=use_parallel_embedding,
             embedding_sharding_dim=embedding_sharding_dim,
             use_embedding_sharing=use_embedding_sharing,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -423,6 +423,21 @@ class Console:
             return
         yield _Lines(self, total_bytes, done_bytes).advance
 
+    @contextmanager
+    def calibrating(self, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """Say how many layers are calibrated and how long the rest will take, layer by layer."""
+        kept = f"; {done} are kept from the run before" if done > 0 else ""
+        self.say("calibrate", f"Calibrating {total} layers{kept}...", {"layers": total, "done": done})
+        started = time.monotonic()
+
+        def advance(layer: int) -> None:
+            spent = time.monotonic() - started
+            left = spent / (layer + 1 - done) * (total - layer - 1)
+            text = f"calibrated {layer + 1} of {total} layers, {left:.0f} s left"
+            self.say("calibrate", text, {"layer": layer, "layers": total, "seconds_left": round(left, 1)})
+
+        yield advance
+
     def validating(self, subject: str, ranks: int) -> None:
         """Announce the validation."""
         self._settle()
@@ -736,11 +751,22 @@ def _plan_lines(job: Job) -> list[str]:
         f"{job.checkpoint.format} in {len(job.checkpoint.files)} file{'' if len(job.checkpoint.files) == 1 else 's'}",
         f"write  {job.layout.folder}: {len(plan.files)} tensor files, {_size(plan.output_bytes)} of "
         f"{_elements(job)} for {ranks} rank{'' if ranks == 1 else 's'}{_mapping(job)}; {job.files} files in all",
+        *_calibration_line(job),
         *_build_line(job.options, job.toolchain),
         f"memory {_size(needs.memory)} to convert with {needs.workers} workers"
         + (f", about {_size(needs.memory_validation)} to validate" if needs.memory_validation > 0 else "")
         + f", of {_size(needs.memory_available)}; disk {_size(needs.disk)} of {_size(needs.disk_available)} free",
     ]
+
+
+def _calibration_line(job: Job) -> Iterator[str]:
+    found = job.calibration
+    if found is not None:
+        yield (
+            f"calibrate on at most {found.samples} samples of {found.tokens} tokens, layer by layer: "
+            f"{found.layers} layers, about {found.operations / 1e12:.3g} x 10^12 operations, {_size(found.memory)} of "
+            f"memory, {_size(found.disk)} of disk for hidden states"
+        )
 
 
 def _mapping(job: Job) -> str:
@@ -828,6 +854,7 @@ def _plan_json(job: Job) -> dict[str, Any]:
         "pp": job.layout.pp,
         "moe_ep": job.layout.moe_ep,
         "quantization": _quantized(job),
+        "calibration": None if job.calibration is None else asdict(job.calibration),
         "builder": _toolchain_json(job.toolchain),
         "tensors_read": len(job.plan.tensors_read),
         "ignored": dict(job.plan.ignored),
@@ -835,6 +862,7 @@ def _plan_json(job: Job) -> dict[str, Any]:
         "output_bytes": job.plan.output_bytes,
         "memory_bytes": needs.memory,
         "memory_validation_bytes": needs.memory_validation,
+        "memory_calibration_bytes": needs.memory_calibration,
         "memory_available_bytes": needs.memory_available,
         "disk_bytes": needs.disk,
         "disk_available_bytes": needs.disk_available,
@@ -954,6 +982,7 @@ def _took(report: Report, *parts: str) -> str:
     from llmcompile import environment
 
     shown = {
+        "calibrate": "calibrating",
         "lower": "lowering",
         "validate": "validating",
         "engine": "building",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmcompile.dtypes import DType
 from llmcompile.errors import Problem
 from llmcompile.plan import Row
+from llmcompile.ranges import Measurement
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Layout:
         notes: Sentences worth knowing before deploying; the artifact is right all the same.
         pp: Pipeline stages the layers are dealt to.
         moe_ep: Ranks the experts are dealt to.
+        measurement: What must be measured before the rows can be written; None where nothing depends on data.
     """
 
     backend: str
@@ -41,3 +43,4 @@ class Layout:
     notes: tuple[str, ...]
     pp: int = 1
     moe_ep: int = 1
+    measurement: Measurement | None = None

@@ -97,6 +97,7 @@ class Quality(_Strict):
     top1: float = Field(description="Share of positions at which both prefer the same token.")
     largest_error: float = Field(description="Largest difference of a logit.")
     largest_logit: float
+    kl: float | None = Field(None, description="Kullback-Leibler divergence from the model, nats per token.")
 
 
 class Validation(_Strict):
@@ -107,6 +108,20 @@ class Validation(_Strict):
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     quality: Quality | None = Field(None, description="Null for an artifact that is not quantized.")
+
+
+class Calibration(_Strict):
+    """What the scales of a calibrated recipe were measured on, and what was measured."""
+
+    data: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the file, or of the built-in text.")
+    samples: int
+    tokens: int = Field(description="Of each sample.")
+    inputs: Mapping[str, float] = Field(
+        description="Layer and group of linear layers -> largest magnitude of an input, after its channel's factor."
+    )
+    weights: Mapping[str, float] = Field(description="Likewise of a weight, divided by its channel's factor.")
+    cache: Mapping[str, float] = Field(description="Layer -> largest magnitude of a query, key or value.")
 
 
 class Engine(_Strict):
@@ -179,6 +194,7 @@ class Manifest(_Strict):
     validation: Validation | None = Field(description="Null when the artifact was built without validation.")
     engine: Engine | None = Field(None, description="Null for an artifact without an engine.")
     neuron: Neuron | None = Field(None, description="Null for an artifact of another backend.")
+    calibration: Calibration | None = Field(None, description="Null for an artifact that needed no data.")
 
 
 class Packaged(_Strict):

@@ -134,9 +134,11 @@ def _contradictions(
         if asked not in (1, degree):
             yield OptionsError(flag, f"{asked} for a checkpoint of {degree}", str(degree), f"drop {flag}")
     has = toolchain.contents_of(config, integers=False)
+    # Two recipes may be stored alike: one calibrated, one not.
+    alike = has.recipe is not None and options.algorithm == versions.RECIPES[has.recipe].algorithm
     wanted = (
         ("--dtype", options.dtype, has.dtype),
-        ("--quantization", options.quantization, has.recipe),
+        ("--quantization", has.recipe if alike else options.quantization, has.recipe),
         ("--kv-cache", options.kv_cache, has.kv_cache),
     )
     for flag, asked_for, found in wanted:
@@ -364,4 +366,5 @@ def _manifest(
         validation=validation,
         engine=built,
         neuron=None,
+        calibration=None if before is None else before.calibration,
     )

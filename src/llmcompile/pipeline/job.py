@@ -17,7 +17,7 @@ from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.checkpoint.folder import Checkpoint, contained, open_checkpoint
 from llmcompile.checkpoint.headers import reject_lfs_pointer
 from llmcompile.checkpoint.hub import Located, locate, peek
-from llmcompile.dtypes import BY_NAME, FP16, DType
+from llmcompile.dtypes import BY_NAME, FP16, DType, count
 from llmcompile.errors import (
     CheckpointError,
     LlmCompileError,
@@ -38,6 +38,7 @@ from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.plan import Plan, make_plan
+from llmcompile.ranges import STEPS
 from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ _SLACK_BYTES = 48 << 20
 _VALIDATION_BYTES = 768 << 20
 """What torch, transformers and a small model take while validating."""
 _BLOCK_BYTES = 256 << 20
+BATCH_TOKENS = 2048
+"""Tokens that go through a layer at once in calibration, more or less: weights are read again for each batch."""
+_SEARCHED_TOKENS = 512
+"""Tokens that AWQ's search looks at."""
+_BUILT_IN_TOKENS = 1024
+"""More than the built-in text has with any usual tokenizer."""
 
 
 class View(Protocol):
@@ -64,6 +71,11 @@ class View(Protocol):
     def writing(self, total_bytes: int, done_bytes: int) -> Iterator[Callable[[int, str], None]]:
         """Show the progress of writing; yields what to call with each block's bytes and its tensor's name."""
         yield lambda size_bytes, tensor: None
+
+    @contextmanager
+    def calibrating(self, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """Show how many layers are calibrated; yields what to call with the number of each that is."""
+        yield lambda layer: None
 
     def validating(self, subject: str, ranks: int) -> None:
         """Validation begins."""
@@ -89,6 +101,7 @@ class Resources:
         memory: Peak of the conversion.
         memory_least: What it would be with one worker.
         memory_validation: Peak of the validation, estimated; 0 without one.
+        memory_calibration: Peak of the calibration, likewise.
         memory_available: What is free, or --max-memory where that is less.
         budget: Tensor data the conversion may hold at once.
         disk: Still to be written.
@@ -104,6 +117,28 @@ class Resources:
     disk: int
     disk_available: int
     workers: int
+    memory_calibration: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration takes, at most: a short text gives fewer samples.
+
+    Attributes:
+        samples: Pieces of text.
+        tokens: Of each.
+        layers: Layers they go through.
+        memory: Peak, in bytes, estimated.
+        disk: Bytes of hidden states, before and behind a layer.
+        operations: Multiplications and additions of the matrices.
+    """
+
+    samples: int
+    tokens: int
+    layers: int
+    memory: int
+    disk: int
+    operations: int
 
 
 @dataclass(frozen=True)
@@ -121,6 +156,7 @@ class Job:
         resources: What it takes.
         errors: What stands in the way, all of it.
         toolchain: What builds the engine; None when none is asked for, or none was found.
+        calibration: What calibration takes; None for a job without.
     """
 
     options: Options
@@ -133,6 +169,7 @@ class Job:
     resources: Resources
     errors: tuple[LlmCompileError, ...]
     toolchain: Toolchain | None = None
+    calibration: Calibration | None = None
 
     @property
     def files(self) -> int:
@@ -183,23 +220,15 @@ def prepare(options: Options, report: Report) -> Job:
         layout = BACKENDS[options.backend].make_layout(
             architecture, dims, options, source_dtype=prevailing_dtype(checkpoint), model_label=located.label
         )
-        plan = make_plan(
-            architecture,
-            dims,
-            checkpoint.tensors,
-            layout.rows,
-            ranks=layout.ranks,
-            dtype=layout.dtype,
-            unused=layout.unused,
-            pp=layout.pp,
-            moe_ep=layout.moe_ep,
-        )
+        plan = planned(checkpoint, architecture, dims, layout)
         layout, later = _with_what_comes_later(options, layout, plan)
         # All ranks of a Neuron artifact are held at once: XLA runs them side by side.
         held = plan.output_bytes if options.backend == "neuron" else 0
-        resources = _resources(build, checkpoint, plan, engine.disk_bytes(options, plan.output_bytes), held)
+        calibration = _calibration(options, layout, checkpoint, dims)
+        further = engine.disk_bytes(options, plan.output_bytes) + (0 if calibration is None else calibration.disk)
+        resources = _resources(build, checkpoint, plan, further, held, calibration)
     errors = list(_obstacles(build, layout, plan, resources))
-    errors += [*later, *_text_errors(options, layout)]
+    errors += [*later, *_text_errors(options, layout), *_data_errors(options, layout)]
     toolchain = None
     if len(layout.refusals) == 0:
         with report.stage("toolchain"):
@@ -218,6 +247,22 @@ def prepare(options: Options, report: Report) -> Job:
         resources=resources,
         errors=tuple(errors),
         toolchain=toolchain,
+        calibration=calibration,
+    )
+
+
+def planned(checkpoint: Checkpoint, architecture: Architecture, dims: Dims, layout: Layout) -> Plan:
+    """The work of making an artifact."""
+    return make_plan(
+        architecture,
+        dims,
+        checkpoint.tensors,
+        layout.rows,
+        ranks=layout.ranks,
+        dtype=layout.dtype,
+        unused=layout.unused,
+        pp=layout.pp,
+        moe_ep=layout.moe_ep,
     )
 
 
@@ -246,6 +291,18 @@ def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         yield OptionsError("--eval-text", f"{options.eval_text}: {reason}", "a text in UTF-8", "choose another file")
+
+
+def _data_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
+    """Why --calib-dataset cannot be used: said before any work."""
+    if layout.measurement is None or not isinstance(options, TrtllmOptions) or options.calib_dataset is None:
+        return
+    from llmcompile.calibration.data import check_dataset
+
+    try:
+        check_dataset(options.calib_dataset)
+    except OptionsError as error:
+        yield error
 
 
 def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
@@ -297,8 +354,43 @@ def prevailing_dtype(checkpoint: Checkpoint) -> DType:
     return BY_NAME["fp32" if name == "fp64" else name]
 
 
+def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims: Dims) -> Calibration | None:
+    """What calibration takes: linear layers one at a time in float32, a batch's activations, hidden states on disk."""
+    if layout.measurement is None or not isinstance(options, TrtllmOptions):
+        return None
+    sizes = dims.sizes
+    length = min(options.calib_seq_len, sizes.get("positions", options.calib_seq_len))
+    batch = max(1, BATCH_TOKENS // length) * length
+    samples = (
+        min(options.calib_size, _BUILT_IN_TOKENS // length + 1) if options.calib_dataset is None else options.calib_size
+    )
+    hidden, widest = sizes["hidden"], max(sizes.get("ffn", 0), sizes["hidden"])
+    scores = 3 * batch * length * sizes["heads"]
+    kept = _SEARCHED_TOKENS * (3 * hidden + widest) if layout.measurement.columns == "search" else 0
+    elements = [count(tensor.shape) for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2]
+    tables = sizes["vocab"] * hidden
+    # A linear layer as it is stored and in float32, the inner activations of a gated feed-forward, the attention's.
+    floats = max(elements, default=0) + batch * (4 * hidden + 4 * widest) + scores + kept
+    multiplied = sum(size for size in elements if size != tables)
+    if layout.measurement.columns == "search":
+        multiplied += STEPS * multiplied * _SEARCHED_TOKENS // max(1, samples * length)
+    return Calibration(
+        samples=samples,
+        tokens=length,
+        layers=sizes["layers"],
+        memory=environment.resident_memory() + _VALIDATION_BYTES + 4 * floats + 2 * max(elements, default=0),
+        disk=2 * samples * length * hidden * 4,
+        operations=2 * multiplied * samples * length,
+    )
+
+
 def _resources(
-    build: BuildOptions, checkpoint: Checkpoint, plan: Plan, engine_bytes: int, held_bytes: int
+    build: BuildOptions,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    engine_bytes: int,
+    held_bytes: int,
+    calibration: Calibration | None,
 ) -> Resources:
     workers = min(4, environment.cores() + 1) if build.workers is None else build.workers
     base = environment.resident_memory() + _SLACK_BYTES
@@ -315,6 +407,7 @@ def _resources(
         disk=max(0, plan.output_bytes + engine_bytes - done),
         disk_available=environment.free_disk(build.output.absolute().parent),
         workers=workers,
+        memory_calibration=0 if calibration is None else calibration.memory,
     )
 
 
@@ -377,6 +470,12 @@ def shortages(build: BuildOptions, resources: Resources) -> Iterator[Problem]:
             "memory",
             f"{resources.memory} bytes needed to convert, {have} bytes of {source}",
             hint=f"at least --max-memory {resources.memory_least} is needed, with --workers 1",
+        )
+    if resources.memory_calibration > have:
+        yield Problem(
+            "memory",
+            f"about {resources.memory_calibration} bytes needed to calibrate, {have} bytes of {source}",
+            hint="give a shorter --calib-seq-len, or choose a recipe that needs no data, such as w8a16",
         )
     if resources.memory_validation > have:
         yield Problem(

@@ -18,7 +18,7 @@ from llmcompile.errors import MismatchError, Problem, ToolchainError, collected
 from llmcompile.exporters.backends import BACKENDS
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
-from llmcompile.pipeline import engine, validating
+from llmcompile.pipeline import calibrating, engine, validating
 from llmcompile.pipeline.job import Job, Report, View, refuse
 from llmcompile.stream import Streamed, stream
 from llmcompile.writing import MANIFEST, WorkDirectory, hash_file, work_path
@@ -39,7 +39,14 @@ def build(job: Job, view: View, report: Report) -> None:
     """
     refuse(job)
     options = job.options.build
-    with WorkDirectory(options.output, job=identity(job), resume=options.resume, force=options.force) as work:
+    samples = calibrating.read(job)
+    job_identity = {**identity(job), **calibrating.identity(samples)}
+    with WorkDirectory(options.output, job=job_identity, resume=options.resume, force=options.force) as work:
+        calibrated = None
+        if samples is not None:
+            with report.stage("calibrate"):
+                calibrated = calibrating.calibrate(job, samples, work, view)
+            job = calibrated.job
         with report.stage("write"):
             check_left_out(job)
             streamed = write_tensors(job, work, view)
@@ -49,7 +56,7 @@ def build(job: Job, view: View, report: Report) -> None:
         validation = None
         if options.validate:
             with report.stage("validate"):
-                validation = validating.of_job(job, work.path, view, overflow_accepted=overflowed)
+                validation = validating.of_job(job, work.path, view, overflow_accepted=overflowed, samples=samples)
         built = None
         if job.toolchain is not None and (validation is None or validation.record.passed):
             assert isinstance(job.options, TrtllmOptions)
@@ -64,8 +71,9 @@ def build(job: Job, view: View, report: Report) -> None:
                 engine.leave_out_checkpoint(job.options, work)
         if built is None:
             engine.discard(work)
+        calibrating.discard(work)
         work.sweep()
-        manifest = _manifest(job, work, streamed, validation, built)
+        manifest = _manifest(job, work, streamed, validation, built, None if calibrated is None else calibrated.record)
         work.write_bytes(MANIFEST, records.to_bytes(manifest))
         if validation is not None and not validation.record.passed:
             report.manifest, report.rejected = manifest, work.reject()
@@ -175,10 +183,11 @@ def _manifest(
     streamed: Streamed,
     validation: validating.Validated | None,
     built: records.Engine | None,
+    calibration: records.Calibration | None,
 ) -> records.Manifest:
     checkpoint, build = job.checkpoint, job.options.build
     packages = list(_NUMERIC_PACKAGES)
-    if validation is not None:
+    if validation is not None or calibration is not None:
         packages += _VALIDATION_PACKAGES
     elif checkpoint.format == "pickle":
         packages.append("torch")
@@ -215,6 +224,7 @@ def _manifest(
         validation=None if validation is None else validation.record,
         engine=built,
         neuron=None,
+        calibration=calibration,
     )
 
 

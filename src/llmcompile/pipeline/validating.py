@@ -11,16 +11,19 @@ from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.checkpoint.folder import Checkpoint, open_checkpoint
 from llmcompile.errors import MismatchError, Problem
 from llmcompile.exporters.ft.options import FtOptions
+from llmcompile.exporters.trtllm import versions
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.pipeline.job import Job, View
 
 if TYPE_CHECKING:
+    from llmcompile.calibration.data import Samples
     from llmcompile.exporters.neuron.optimum_requests import Source
     from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.pipeline.neuron.planning import Export
     from llmcompile.validation import ft, neuron, traced, trtllm
+    from llmcompile.validation.calibrated import Calibration
     from llmcompile.validation.checks import Check, Finding, Quality
     from llmcompile.validation.tolerances import Dtype
 
@@ -92,6 +95,7 @@ def trtllm_subject(
     folder: Path,
     eval_text: Path | None,
     overflow_accepted: bool,
+    calibration: Calibration | None = None,
 ) -> trtllm.Subject:
     """What validation needs to know of a TensorRT-LLM checkpoint and its model."""
     from llmcompile.validation.trtllm import Subject
@@ -109,6 +113,7 @@ def trtllm_subject(
         group_size=int(str(dims.facts.get("group_size", 0))),
         eval_text=eval_text,
         overflow_accepted=overflow_accepted,
+        calibration=calibration,
     )
 
 
@@ -197,9 +202,13 @@ def _int(value: object) -> int:
     return value if isinstance(value, int) else 1
 
 
-def job_subject(job: Job, folder: Path, *, overflow_accepted: bool) -> trtllm.Subject:
-    """What validation needs to know of the checkpoint a job has written into `folder`."""
+def job_subject(job: Job, folder: Path, *, overflow_accepted: bool, samples: Samples | None = None) -> trtllm.Subject:
+    """What validation needs to know of the checkpoint a job has written into `folder`, calibrated on `samples`."""
+    from llmcompile.validation.calibrated import Calibration
+
     assert isinstance(job.options, TrtllmOptions)
+    measured = job.options.release >= versions.KV_MEASURED
+    calibration = None if samples is None else Calibration(tokens=samples.tokens, cache_measured=measured)
     return trtllm_subject(
         job.checkpoint,
         job.architecture,
@@ -207,11 +216,12 @@ def job_subject(job: Job, folder: Path, *, overflow_accepted: bool) -> trtllm.Su
         folder=folder / job.layout.folder,
         eval_text=job.options.eval_text,
         overflow_accepted=overflow_accepted,
+        calibration=calibration,
     )
 
 
-def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool) -> Validated:
-    """Validate what a job has written."""
+def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool, samples: Samples | None = None) -> Validated:
+    """Validate what a job has written, with scales that were measured on `samples`."""
     options, build = job.options, job.options.build
     if isinstance(options, FtOptions):
         from llmcompile.validation import ft
@@ -230,7 +240,7 @@ def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool) -> Va
         return run(ft, subject, job.layout.ranks, view, build.atol, build.rtol, build.trust_remote_code)
     from llmcompile.validation import trtllm
 
-    checkpoint = job_subject(job, folder, overflow_accepted=overflow_accepted)
+    checkpoint = job_subject(job, folder, overflow_accepted=overflow_accepted, samples=samples)
     ranks = job.layout.ranks * job.layout.pp
     return run(trtllm, checkpoint, ranks, view, build.atol, build.rtol, build.trust_remote_code)
 
@@ -286,6 +296,7 @@ def _quality(found: Quality) -> records.Quality:
         tokens=found.tokens,
         perplexity_model=rounded(found.perplexity_model),
         perplexity=rounded(found.perplexity),
+        kl=rounded(found.kl),
         top1=rounded(found.top1),
         largest_error=rounded(found.largest_error),
         largest_logit=rounded(found.largest_logit),

@@ -45,6 +45,7 @@ class Quality:
         tokens: Tokens scored.
         perplexity_model: e to the mean negative log-likelihood of the next token, by the model.
         perplexity: Likewise by the artifact.
+        kl: Kullback-Leibler divergence from the model's distribution of the next token, nats per token.
         top1: Share of positions at which both prefer the same token.
         largest_error: Largest difference of a logit.
         largest_logit: Largest logit of the model, by magnitude.
@@ -55,6 +56,7 @@ class Quality:
     tokens: int
     perplexity_model: float
     perplexity: float
+    kl: float
     top1: float
     largest_error: float
     largest_logit: float
@@ -64,8 +66,9 @@ class Quality:
         percent = 100 * (self.perplexity / self.perplexity_model - 1)
         return (
             f"{self.recipe} on {self.tokens} tokens of {self.text}: perplexity {self.perplexity:.4g}, {percent:+.3g}% "
-            f"beside the model's {self.perplexity_model:.4g}; same top-1 token {self.top1:.1%}; "
-            f"largest error {self.largest_error:.2g} in logits as large as {self.largest_logit:.3g}"
+            f"beside the model's {self.perplexity_model:.4g}; KL {self.kl:.2g} nats/token, "
+            f"same top-1 token {self.top1:.1%}; largest error {self.largest_error:.2g} in logits as large as "
+            f"{self.largest_logit:.3g}"
         )
 
 
@@ -100,11 +103,15 @@ class StoredWeights:
         """Every tensor in the checkpoint."""
         return self._where.keys()
 
+    def drop(self) -> None:
+        """Let go of the memory maps; what is read later opens them anew."""
+        self._opened.clear()
+        self._mapped_bytes = 0
+
     def read(self, name: str) -> Tensor:
         """One tensor as stored."""
         if self._mapped_bytes > _MAPPED_BYTES:
-            self._opened.clear()
-            self._mapped_bytes = 0
+            self.drop()
         opened = self._open(self._where[name])
         tensor: Tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
         self._mapped_bytes += tensor.nbytes

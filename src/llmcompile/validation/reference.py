@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from llmcompile.errors import CheckpointError, Problem, UnsupportedError, collected
+from llmcompile.errors import CheckpointError, LlmCompileError, Problem, UnsupportedError, collected
 
 BLOCK_BYTES: Final = 256 * 2**20
 """Default for `run_reference(block_bytes=...)`."""
@@ -460,6 +460,32 @@ def parameter_sources(config_dir: Path, weights: Weights, *, trust_remote_code: 
     return _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
 
 
+def streamed_model(
+    config_dir: Path, weights: Weights, *, attention: str = "eager", trust_remote_code: bool = False
+) -> tuple[nn.Module, Mapping[str, str]]:
+    """The model with next-token logits in float32, each module of which reads its parameters when it runs.
+
+    Args:
+        config_dir: Holds `config.json`.
+        weights: The checkpoint.
+        attention: As for `run_reference`.
+        trust_remote_code: As for `run_reference`.
+
+    Returns:
+        The model, and each parameter's tensor in the checkpoint.
+
+    Raises:
+        CheckpointError, UnsupportedError: As for `run_reference`.
+    """
+    settings = _settings(config_dir)
+    with _quiet(), torch.inference_mode():
+        config = _config(config_dir, settings, trust_remote_code)
+        model = _empty_model(_auto_class(config, *_kind(config), False), config, trust_remote_code, attention)
+        stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
+        _stream(model, _Reader(weights=weights, stored=stored, rounded_to=None), BLOCK_BYTES)
+    return model, stored
+
+
 def fixed_tokens(vocab: int, *, batch: int, sequence: int, seed: int = 0) -> Tensor:
     """Token ids that are the same on every machine and with every version of every library.
 
@@ -493,11 +519,16 @@ def fixed_tokens(vocab: int, *, batch: int, sequence: int, seed: int = 0) -> Ten
 
 
 def prompt_tokens(config_dir: Path, text: str, max_tokens: int, *, trust_remote_code: bool = False) -> Prompt:
-    """Encode `text` with the tokenizer beside the checkpoint, if there is one.
+    """As `text_tokens`, of one text."""
+    return text_tokens(config_dir, [text], max_tokens, trust_remote_code=trust_remote_code)
+
+
+def text_tokens(config_dir: Path, texts: Iterable[str], max_tokens: int, *, trust_remote_code: bool = False) -> Prompt:
+    """Encode texts, one after the other, with the tokenizer beside the checkpoint, if there is one.
 
     Args:
         config_dir: Where the tokenizer's files would be; nothing is downloaded.
-        text: What to encode, with the special tokens the tokenizer adds.
+        texts: What to encode, each with the special tokens the tokenizer adds; no more are taken than needed.
         max_tokens: Ids beyond this many are dropped; at least 1.
         trust_remote_code: Run Python code found in `config_dir`.
 
@@ -511,7 +542,13 @@ def prompt_tokens(config_dir: Path, text: str, max_tokens: int, *, trust_remote_
         try:
             auto: Any = transformers.AutoTokenizer
             tokenizer = auto.from_pretrained(config_dir, local_files_only=True, trust_remote_code=trust_remote_code)
-            ids = list(tokenizer(text)["input_ids"])[:max_tokens]
+            ids: list[int] = []
+            for text in texts:
+                ids += list(tokenizer(text)["input_ids"])[: max_tokens - len(ids)]
+                if len(ids) >= max_tokens:
+                    break
+        except LlmCompileError:  # of whoever gives the texts
+            raise
         except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
             lines = str(error).strip().splitlines()
             message = type(error).__name__ if lines == [] else f"{type(error).__name__}: {lines[0]}"

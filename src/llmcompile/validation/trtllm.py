@@ -36,6 +36,7 @@ from llmcompile.errors import (
     ToolchainError,
     collected,
 )
+from llmcompile.validation.calibrated import Calibration, Seen, place_of, scale_differences, siblings
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -45,6 +46,7 @@ from llmcompile.validation.reference import (
     Weights,
     embedding_tables,
     fixed_tokens,
+    parameter_sources,
     prompt_tokens,
     run_reference,
 )
@@ -61,6 +63,7 @@ from llmcompile.validation.tensorrt_llm import (
     stack_table,
 )
 from llmcompile.validation.tensorrt_llm.linears import fake_quantized
+from llmcompile.validation.tensorrt_llm.scales import MODULES, Scales
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
 ARTIFACT = "TensorRT-LLM checkpoint"
@@ -84,6 +87,8 @@ _NOISE: Mapping[str, tuple[float, str]] = MappingProxyType(
         "W4A16": (1.5, "4-bit weights, a scale for each output"),
         "W4A16_AWQ": (1.0, "4-bit weights, a scale for each group of inputs"),
         "W4A16_GPTQ": (1.0, "4-bit weights, a scale and a zero for each group of inputs"),
+        "W4A8_AWQ": (1.0, "4-bit weights, a scale for each group of inputs, and 8-bit floats of one scale for inputs"),
+        "W8A8_SQ_PER_CHANNEL": (0.35, "8-bit integers, a scale for each output and one for all inputs"),
     }
 )
 """Recipe -> how far a run as on the GPU may be from the float32 model, as a fraction of its largest output, and why."""
@@ -106,6 +111,7 @@ class Subject:
         group_size: Inputs that share a scale in it.
         eval_text: Text for perplexity and top-1 agreement; None for a built-in one.
         overflow_accepted: Whether infinities made by the cast were accepted.
+        calibration: What its scales were measured on; None where they were not, or that is not known.
     """
 
     folder: Path
@@ -120,6 +126,7 @@ class Subject:
     group_size: int
     eval_text: Path | None
     overflow_accepted: bool
+    calibration: Calibration | None = None
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -139,6 +146,12 @@ class Subject:
     def algorithm(self) -> str | None:
         """The recipe."""
         found = _inside(self.config, "quantization").get("quant_algo")
+        return None if found is None else str(found)
+
+    @property
+    def kv_cache(self) -> str | None:
+        """The recipe of the cache."""
+        found = _inside(self.config, "quantization").get("kv_cache_quant_algo")
         return None if found is None else str(found)
 
     @cached_property
@@ -303,7 +316,7 @@ class _Oracle:
             tokens=tokens,
             decoder_tokens=_decoder_tokens(subject, tokens.shape[0]),
             encoder_only=False,
-            stored_as=_stored_as(subject, self.as_stored) if stored else None,
+            stored_as=_stored_as(subject, self.as_stored, self.trust_remote_code) if stored else None,
             prepare=_as_runtime(subject) if stored else None,
             attention=_attention(subject),
             trust_remote_code=self.trust_remote_code,
@@ -354,9 +367,10 @@ _ROUTER = re.compile(r"(block_sparse_moe|mlp)\.gate\.weight$")
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
-def _stored_as(subject: Subject, weights: Weights) -> StoredAs:
+def _stored_as(subject: Subject, weights: Weights, trust_remote_code: bool) -> StoredAs:
     """What a parameter of the model is after it was cast and quantized, in float32, with no packing in between."""
     dtype, algorithm = _TORCH[subject.dtype], _written_recipe(subject)
+    of_data = _OfData(subject, weights, trust_remote_code) if algorithm in _CALIBRATED else None
     mapping = _inside(subject.config, "mapping")
     tp = _count(mapping, "tp_size", 1)
     moe_tp = _count(mapping, "moe_tp_size", tp // _count(mapping, "moe_ep_size", 1))
@@ -378,10 +392,56 @@ def _stored_as(subject: Subject, weights: Weights) -> StoredAs:
         if _ROW_PARALLEL.search(name) is not None:
             parts = moe_tp if ".experts." in name else tp
         matrix = cast.T.contiguous() if in_first else cast
-        quantized = fake_quantized(matrix, algorithm, group_size=group, column_parts=parts)
+        columns, largest = (None, None) if of_data is None else of_data.of(name, dtype, in_first=in_first)
+        quantized = fake_quantized(
+            matrix, algorithm, group_size=group, column_parts=parts, columns=columns, largest=largest
+        )
         return quantized.T.contiguous() if in_first else quantized
 
     return stored
+
+
+_CALIBRATED = ("FP8", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ")
+
+
+class _OfData:
+    """What the weights of a calibrated checkpoint were quantized with, as far as it does not follow from themselves.
+
+    Factors of input channels are the checkpoint's: integers made with others would not stand for the model's weights.
+    """
+
+    def __init__(self, subject: Subject, weights: Weights, trust_remote_code: bool) -> None:
+        self._weights = weights
+        self._scales = Scales(subject.folder)
+        self._stored = _parameter_sources(subject, weights, trust_remote_code)
+        self._largest: dict[str, float] = {}
+
+    def of(self, name: str, dtype: torch.dtype, *, in_first: bool) -> tuple[Tensor | None, float]:
+        """Factors of the input channels, and the largest divided weight of all that share a scale.
+
+        Raises:
+            MismatchError: Ranks have other factors.
+        """
+        place = place_of(name.removesuffix(".weight"))
+        assert place is not None, name
+        columns = self._scales.columns(*place)
+        members = [member for member in siblings(name) if member in self._stored]
+        key = members[0]
+        if key not in self._largest:
+            largest = 0.0
+            for member in members:
+                weight = self._weights.read(self._stored[member])
+                floats = (weight.T if in_first else weight).to(dtype).abs().amax(0).float()
+                largest = max(largest, float((floats if columns is None else floats / columns).amax()))
+            self._largest[key] = largest
+        return columns, self._largest[key]
+
+
+def _parameter_sources(subject: Subject, weights: Weights, trust_remote_code: bool) -> Mapping[str, str]:
+    """Names of transformers' parameters in the checkpoint; Meta's files are read by transformers' names already."""
+    if subject.family == "meta_llama":
+        return {name: name for name in weights.names()}
+    return parameter_sources(subject.checkpoint, weights, trust_remote_code=trust_remote_code)
 
 
 def _written_recipe(subject: Subject) -> str | None:
@@ -389,7 +449,9 @@ def _written_recipe(subject: Subject) -> str | None:
     algorithm = subject.algorithm
     if algorithm in ("W8A16", "W4A16"):
         return algorithm if _integers_inside(subject.folder) else None
-    return algorithm if algorithm in ("W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN") else None
+    if subject.source_quantization != "":
+        return None
+    return algorithm if algorithm in (*_CALIBRATED, "FP8_PER_CHANNEL_PER_TOKEN") else None
 
 
 def _integers_inside(folder: Path) -> bool:
@@ -637,7 +699,7 @@ def _expert_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
     if subject.family not in _EXPERT_NAMES:
         return
     parent, parts = _EXPERT_NAMES[subject.family]
-    stored = _stored_as(subject, oracle.as_stored)
+    stored = _stored_as(subject, oracle.as_stored, oracle.trust_remote_code)
     empty = nn.Linear(1, 1, device="meta")
     for matrix in experts(subject.folder):
         name = f"model.layers.{matrix.layer}.{parent}.{matrix.expert}.{parts[matrix.part]}.weight"
@@ -666,6 +728,8 @@ _FP8_LAYERS = {
 def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
     """Activation scales that are not the model's: a float run does not feel them."""
     weights, config = oracle.weights, subject.config
+    yield from _impossible_scales(subject)
+    yield from _calibration_differences(subject, oracle)
     if not isinstance(weights, QuantizedWeights) or weights.method != "fp8":
         return
     mapping = _inside(config, "mapping")
@@ -690,6 +754,46 @@ def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
         start += count
 
 
+def _impossible_scales(subject: Subject) -> Iterator[Problem]:
+    """Scales of activations and caches that nothing can be divided by."""
+    if subject.two_stacks or (subject.algorithm is None and subject.kv_cache is None):
+        return
+    scales = Scales(subject.folder)
+    for layer in range(subject.sizes["layers"]):
+        singles = [single for group in MODULES for single in scales.activations(layer, group)]
+        for single in (*singles, *scales.cache(layer)):
+            if not 0 < single.value < math.inf:
+                yield Problem(f"{single.name} in {single.file}", str(single.value), "a finite number above 0", _AGAIN)
+
+
+def _calibration_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
+    """Scales that are not those of the model's activations on the calibration data, as far as they can be afforded."""
+    calibration = subject.calibration
+    if calibration is None:
+        return
+    samples = max(1, _affordable(subject) // calibration.tokens.shape[1])
+    seen = Seen()
+    run_reference(
+        oracle.config,
+        oracle.weights,
+        tokens=calibration.tokens[:samples],
+        decoder_tokens=None,
+        encoder_only=False,
+        prepare=seen.watch,
+        attention=_attention(subject),
+        positions=torch.zeros(min(samples, len(calibration.tokens)), 1, dtype=torch.int64),
+        trust_remote_code=oracle.trust_remote_code,
+    )
+    yield from scale_differences(
+        Scales(subject.folder),
+        seen,
+        algorithm=subject.algorithm,
+        cache=subject.kv_cache,
+        cache_measured=calibration.cache_measured,
+        whole=samples >= len(calibration.tokens),
+    )
+
+
 # What a recipe costs
 
 
@@ -700,12 +804,13 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
         yield reason
     expected, found = _Likelihood(), _Likelihood()
     agreed = total = 0
-    largest = worst = 0.0
+    largest = worst = nats = 0.0
     for tokens in windows:
         model = oracle.run(tokens, stored=False).outputs["logits"]
         logits = execute(subject.folder, Inputs(tokens=tokens), activations=True, quantize=True)["logits"]
         expected.add(model, tokens)
         found.add(logits, tokens)
+        nats += _divergence(model, logits)
         agreed += int((model.argmax(-1) == logits.argmax(-1)).sum())
         total += tokens.numel()
         largest, worst = max(largest, scale(model)), max(worst, scale(model - logits))
@@ -715,10 +820,17 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
         tokens=total,
         perplexity_model=expected.perplexity,
         perplexity=found.perplexity,
+        kl=nats / total,
         top1=agreed / total,
         largest_error=worst,
         largest_logit=largest,
     )
+
+
+def _divergence(model: Tensor, logits: Tensor) -> float:
+    """Kullback-Leibler divergence from the model's next-token distributions, in nats, summed over positions."""
+    wanted, found = (torch.log_softmax(values.double(), -1) for values in (model, logits))
+    return float(nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
 
 
 class _Likelihood:

@@ -137,10 +137,25 @@ def config_json(made: Layout) -> dict[str, Any]:
         ),
         (
             LLAMA,
-            {"quantization": "fp8"},
-            "--quantization: fp8 for float weights; expected a checkpoint quantized with FP8",
-            "use w8a16, w4a16, w4a16_awq or fp8_rowwise, which need no data",
+            {"quantization": "w4a16_gptq"},
+            "--quantization: w4a16_gptq for float weights; expected a checkpoint quantized with GPTQ or AWQ",
+            "w4a16_awq or fp8_rowwise, which need no data, or int4_awq, which is calibrated",
         ),
+        (
+            LLAMA,
+            {"quantization": "w8a16", "calib_dataset": Path("text.txt")},
+            "--calib-dataset: given for --quantization w8a16, which needs no data; expected a recipe that is",
+            "drop --calib-dataset, or choose one of fp8, int8_sq, int4_awq, w4a8_awq",
+        ),
+        (
+            FP8,
+            {"kv_cache": "int8"},
+            "--kv-cache: int8 for a checkpoint that comes quantized with fp8",
+            "--kv-cache fp8",
+        ),
+        (MIXTRAL, {"kv_cache": "int8"}, "--kv-cache: int8 with experts; expected fp8", "--kv-cache fp8"),
+        (MIXTRAL, {"quantization": "int8_sq"}, "--quantization: int8_sq with experts", "--quantization w8a16, or none"),
+        (T5, {"quantization": "fp8"}, "--quantization: fp8 with t5; expected w8a16 or w4a16", "--quantization w8a16"),
         (
             MIXTRAL,
             {"quantization": "w4a16_awq"},
@@ -252,7 +267,7 @@ def test_float8_checkpoints_that_are_read_back_are_not_refused(name: str) -> Non
 
 @pytest.mark.parametrize(
     ("family", "left_out"),
-    [("gpt2", {"fp8", "w4a16_gptq"}), ("opt", {"fp8"}), ("meta_llama", {"fp8"}), ("llama", set())],
+    [("gpt2", {"w4a16_gptq"}), ("mixtral", {"fp8", "w4a16_gptq"}), ("meta_llama", set()), ("llama", set())],
 )
 def test_recipes_of_a_family_are_those_that_are_not_refused(family: str, left_out: set[str]) -> None:
     """What README.md lists for a family leaves out what its layout refuses by name."""
@@ -261,7 +276,7 @@ def test_recipes_of_a_family_are_those_that_are_not_refused(family: str, left_ou
 
 def test_all_refusals_are_said_at_once() -> None:
     """A recipe, a number of stages and a flag that do not suit the model are three problems."""
-    made = layout(LLAMA, quantization="fp8", pp=3, max_position_embeddings=9)
+    made = layout(LLAMA, quantization="w4a16_gptq", pp=3, max_position_embeddings=9)
 
     assert [problem.subject for problem in made.refusals] == ["--quantization", "--pp", "--max-position-embeddings"]
 
@@ -274,6 +289,9 @@ def test_all_refusals_are_said_at_once() -> None:
         (AWQ, {"quantization": "w4a16_awq"}),
         (FP8, {"quantization": "fp8"}),
         (LLAMA, {"quantization": "fp8_rowwise"}),
+        (LLAMA, {"quantization": "fp8"}),
+        (LLAMA, {"quantization": "int8_sq", "kv_cache": "int8"}),
+        (LLAMA, {"quantization": "w8a16", "kv_cache": "int8", "calib_dataset": Path("text.txt")}),
         (LLAMA, {"pp": 3, "trtllm_version": "1.0.0"}),
         (MIXTRAL, {"quantization": "w4a16", "wo_layout": "sm80", "tp": 4, "moe_ep": 2}),
         (META, {"max_position_embeddings": 4096}),

@@ -33,7 +33,9 @@ def test_the_defaults_are_an_unquantized_engine_of_the_last_release() -> None:
         ({"dtype": "fp16"}, "--dtype: fp16; expected float16 or bfloat16 or float32"),
         ({"quantization": "nf4"}, "--quantization: nf4; expected w8a16 or"),
         ({"wo_layout": "sm90", "quantization": "w8a16"}, "--wo-layout: sm90; expected deferred or sm80"),
-        ({"kv_cache": "int8"}, "--kv-cache: int8: needs calibration"),
+        ({"kv_cache": "int4"}, "--kv-cache: int4; expected fp8 or int8"),
+        ({"calib_size": 0}, "--calib-size: 0; expected 1 or more"),
+        ({"calib_seq_len": 1}, "--calib-seq-len: 1; expected 2 or more"),
         ({"wo_layout": "sm80"}, "--wo-layout: without --quantization"),
         ({"wo_layout": "sm80", "quantization": "fp8"}, "--wo-layout: sm80 with --quantization fp8"),
         ({"group_size": 64}, "--group-size: 64 without groups"),
@@ -152,6 +154,7 @@ def test_one_moe_degree_gives_the_other(given: dict[str, Any], moe: tuple[int, i
         ({"use_fp8": True, "fp8_kv_cache": True}, Quantization(quantization="fp8", kv_cache="fp8")),
         ({"use_fp8_rowwise": True}, Quantization(quantization="fp8_rowwise")),
         ({"fp8_kv_cache": True}, Quantization(kv_cache="fp8")),
+        ({"int8_kv_cache": True}, Quantization(kv_cache="int8")),
     ],
 )
 def test_the_vendors_flags_name_our_recipes(given: dict[str, Any], expected: Quantization) -> None:
@@ -162,10 +165,9 @@ def test_the_vendors_flags_name_our_recipes(given: dict[str, Any], expected: Qua
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"smoothquant": 0.5}, "--smoothquant: needs calibration data"),
-        ({"per_channel": True}, "--per_channel: needs calibration data"),
-        ({"per_token": True}, "--per_token: needs calibration data"),
-        ({"int8_kv_cache": True}, "--int8_kv_cache: needs calibration data"),
+        ({"smoothquant": 0.5}, "--smoothquant: one of the converter's own SmoothQuant layouts"),
+        ({"per_channel": True}, "--per_channel: one of the converter's own SmoothQuant layouts"),
+        ({"per_token": True}, "--per_token: one of the converter's own SmoothQuant layouts"),
         ({"use_weight_only": True, "use_fp8": True}, "--use_weight_only: with --use_fp8"),
         ({"use_fp8": True, "use_fp8_rowwise": True}, "--use_fp8: with --use_fp8_rowwise"),
         ({"weight_only_precision": "int4"}, "--weight_only_precision: without --use_weight_only"),

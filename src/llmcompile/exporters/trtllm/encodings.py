@@ -8,12 +8,14 @@ cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp; docs/formats
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmcompile import quantization
 from llmcompile.dtypes import BY_NAME, FP32, INT8, DType, Shape
 from llmcompile.plan import Encoder, Encoding, Misfit, TensorSpec
+from llmcompile.ranges import Measured
 from llmcompile.transforms import Array, from_float32
 
 FP8 = BY_NAME["fp8_e4m3"]
@@ -204,6 +206,105 @@ def fp8_rowwise(clamp: float) -> Encoding:
         start=lambda dtype, asides: quantization.Fp8Rowwise(dtype, clamp),
         tensors=tensors,
     )
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """An encoder and tensors of its linear layer that do not depend on the weights' values."""
+
+    kernel: Encoder
+    more: Sequence[Array]
+
+    def encode(self, block: Array, part: int) -> Array:
+        return self.kernel.encode(block, part)
+
+    def rest(self) -> Sequence[Array]:
+        return (*self.kernel.rest(), *self.more)
+
+
+def _single(value: float) -> Array:
+    return np.array([value], np.float32)
+
+
+def step_of(largest: float, steps: int) -> float:
+    """The scale at which `largest` becomes `steps`, of a value float32 holds; 1 for nothing but zeros."""
+    return float(np.float32(largest) / np.float32(steps)) if largest > 0 else 1.0
+
+
+FP8_STEPS, INT8_STEPS = 448, 127
+"""Largest float8_e4m3 and, symmetric, int8."""
+
+
+def fp8_measured(found: Measured | None) -> Encoding:
+    """float8_e4m3 (out, in); float32 `weights_scaling_factor` and `activation_scaling_factor`, one of each.
+
+    Args:
+        found: The group's figures; None where only the shapes are asked for.
+    """
+
+    def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
+        assert found is not None, "started before calibration"
+        kernel = quantization.Fp8Tensor(dtype, step_of(found.weights, FP8_STEPS))
+        return _Beside(kernel, (_single(step_of(found.inputs, FP8_STEPS)),))
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec(name, FP8, shape),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (1,)),
+            TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
+        )
+
+    return Encoding(name="calibrated float8", rows=1, start=start, tensors=tensors)
+
+
+def int8_smooth(found: Measured | None) -> Encoding:
+    """SmoothQuant: int8 (out, in); `weights_scaling_factor` (out), `activation_scaling_factor` (1), both float32.
+
+    `prequant_scaling_factor` (in), in the model's type, is what each input is multiplied by before it is quantized.
+    """
+
+    def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
+        assert found is not None, "started before calibration"
+        (columns,) = asides
+        more = (_single(step_of(found.inputs, INT8_STEPS)), from_float32(columns, dtype))
+        return _Beside(quantization.SmoothInt8(dtype, columns), more)
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        out, inp = shape
+        return (
+            TensorSpec(name, INT8, shape),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (out,)),
+            TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
+            TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (inp,)),
+        )
+
+    columns = None if found is None else found.columns
+    return Encoding(name="int8 SmoothQuant", rows=1, start=start, tensors=tensors, columns=columns)
+
+
+def awq_measured(found: Measured | None, group_size: int, *, activations: bool) -> Encoding:
+    """As `awq`, with the factors that the search found; beside them two float32 scales of W4A8 where `activations`.
+
+    `activation_scaling_factor` and `weights_scaling_factor_2` are what brings inputs and dequantized weights into the
+    range of float8_e4m3.
+    """
+    plain = awq(group_size)
+
+    def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
+        assert found is not None, "started before calibration"
+        (columns,) = asides
+        more = [from_float32(columns, dtype)]
+        if activations:
+            more += [_single(step_of(found.inputs, FP8_STEPS)), _single(step_of(found.weights, FP8_STEPS))]
+        return _Beside(quantization.GroupwiseAwq(dtype, group_size, columns), more)
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        more = ("activation_scaling_factor", "weights_scaling_factor_2") if activations else ()
+        beside = (TensorSpec(_beside(name, ending), FP32, (1,)) for ending in more)
+        return (*plain.tensors(name, shape, dtype), *beside)
+
+    columns = None if found is None else found.columns
+    return replace(plain, name="int4 AWQ", start=start, tensors=tensors, columns=columns)
 
 
 def fp8_requantized() -> Encoding:

@@ -14,6 +14,7 @@ from llmcompile.errors import Problem
 from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm import config as configs
 from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm.encodings import FP8_STEPS, INT8_STEPS, step_of
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.exporters.trtllm.rows import (
     ENCODER_DECODER,
@@ -24,6 +25,7 @@ from llmcompile.exporters.trtllm.rows import (
     encoder_decoder_rows,
 )
 from llmcompile.plan import Row
+from llmcompile.ranges import Measurement, Ranges
 
 FOLDER = "checkpoint/"
 DTYPES: Mapping[str, DType] = {"float16": FP16, "bfloat16": BF16, "float32": FP32}
@@ -34,7 +36,7 @@ _PASSED_THROUGH = {"gptq": "w4a16_gptq", "awq": "w4a16_gptq", "fp8": "fp8"}
 """How the checkpoint comes quantized -> the recipe it is stored by. AutoAWQ's weights have zero points, which the form
 called AWQ has no place for and the form called GPTQ has; both compute the same product."""
 _GEMMAS = ("gemma", "gemma2")
-_NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise")
+_NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise", "int8_sq", "int4_awq", "w4a8_awq")
 NO_PIPELINE = ("gptneox", "opt", "bloom", "mpt", "phi", "phi3", "gemma", "gemma2", *ENCODER_DECODER)
 """Families that refuse --pp above 1; config/ and `_refusals` say why."""
 
@@ -77,7 +79,13 @@ def resolve(architecture: Architecture, dims: Dims, options: TrtllmOptions, sour
 
 
 def make_layout(
-    architecture: Architecture, dims: Dims, options: TrtllmOptions, *, source_dtype: DType, model_label: str
+    architecture: Architecture,
+    dims: Dims,
+    options: TrtllmOptions,
+    *,
+    source_dtype: DType,
+    model_label: str,
+    ranges: Ranges | None = None,
 ) -> Layout:
     """The TensorRT-LLM checkpoint of one model.
 
@@ -87,6 +95,7 @@ def make_layout(
         options: What was asked.
         source_dtype: Type of most of the checkpoint's bytes, used where no --dtype is given.
         model_label: Unused: nothing in the checkpoint names the model.
+        ranges: What calibration found; without it, a layout with a `measurement` can be planned and not written.
 
     Returns:
         The layout; `refusals` says why the model cannot be represented, if so.
@@ -100,7 +109,7 @@ def make_layout(
     return Layout(
         backend="trtllm",
         folder=FOLDER,
-        rows=_rows(architecture, dims, options, resolved) if representable else (),
+        rows=_rows(architecture, dims, options, resolved, ranges) if representable else (),
         texts=_texts(architecture, dims, given) if representable else {},
         unused={},
         ranks=options.tp,
@@ -110,7 +119,36 @@ def make_layout(
         notes=tuple(_notes(architecture, dims, options, resolved, given)) if representable else (),
         pp=options.pp,
         moe_ep=options.moe[1],
+        measurement=_measurement(options, resolved),
     )
+
+
+def _measurement(options: TrtllmOptions, resolved: Resolved) -> Measurement | None:
+    """What calibration has to find out; None where nothing depends on data."""
+    calibrated = resolved.source == "" and resolved.recipe in versions.CALIBRATED
+    if not calibrated and options.kv_cache != "int8":
+        return None
+    columns = {"int8_sq": "smooth", "int4_awq": "search", "w4a8_awq": "search"}
+    return Measurement(
+        columns=columns.get(str(resolved.recipe), ""),
+        group_size=resolved.group_size,
+        linears=calibrated,
+        cache=options.kv_cache is not None,
+    )
+
+
+def _kv_steps(options: TrtllmOptions, layers: int, ranges: Ranges | None) -> tuple[float, ...]:
+    """Scale of each layer's cache: of INT8 what was measured; of FP8 one, or more where values would be clipped.
+
+    Source: nvidia-modelopt 0.47.0: modelopt/torch/export/quant_utils.py (get_kv_cache_scaling_factor).
+    """
+    if ranges is None or len(ranges.cache) == 0:
+        return ()
+    if options.kv_cache == "int8":
+        return tuple(step_of(ranges.cache[layer], INT8_STEPS) for layer in range(layers))
+    if options.kv_cache is None or options.release < versions.KV_MEASURED:
+        return ()
+    return tuple(max(1.0, step_of(ranges.cache[layer], FP8_STEPS)) for layer in range(layers))
 
 
 def _with_positions(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Dims:
@@ -131,7 +169,9 @@ def _no_such_family(architecture: Architecture) -> Problem:
     return Problem("config.json: architectures", found, f"one of {names}", "see the table in README.md")
 
 
-def _rows(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved) -> tuple[Row, ...]:
+def _rows(
+    architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved, ranges: Ranges | None
+) -> tuple[Row, ...]:
     recipe = Recipe(
         dtype=resolved.dtype,
         kind=_kind(options, resolved),
@@ -141,6 +181,8 @@ def _rows(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolv
         clamp=CLAMP,
         layers=dims.sizes["layers"],
         kv_scale=options.kv_cache is not None,
+        kv_steps=_kv_steps(options, dims.sizes["layers"], ranges),
+        ranges=ranges,
         embedding_split=("out", "in")[options.embedding_sharding_dim] if resolved.parallel_embedding else "",
         share_embedding=resolved.share_embedding,
     )
@@ -165,7 +207,15 @@ def _falcon(family: Family, dims: Dims) -> Family:
 
 def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
     """`Recipe.kind` of a recipe."""
-    kinds = {"w4a16_gptq": "gptq", "w4a16_awq": "awq", "fp8": "fp8", "fp8_rowwise": "fp8_rowwise"}
+    kinds = {
+        "w4a16_gptq": "gptq",
+        "w4a16_awq": "awq",
+        "fp8": "fp8" if resolved.source == "fp8" else "fp8_measured",
+        "fp8_rowwise": "fp8_rowwise",
+        "int8_sq": "int8_smooth",
+        "int4_awq": "awq_measured",
+        "w4a8_awq": "awq_fp8",
+    }
     if resolved.recipe in ("w8a16", "w4a16"):
         return "weight_only" if options.wo_layout == "sm80" else "deferred"
     return "plain" if resolved.recipe is None else kinds[resolved.recipe]
@@ -197,8 +247,10 @@ def _quantization(options: TrtllmOptions, resolved: Resolved) -> Mapping[str, An
         block["kv_cache_quant_algo"] = options.kv_cache.upper()
     if recipe == "w4a16_gptq":
         block |= {"group_size": resolved.group_size, "has_zero_point": True, "pre_quant_scale": False}
-    elif recipe == "w4a16_awq":
+    elif recipe in ("w4a16_awq", "int4_awq", "w4a8_awq"):
         block |= {"group_size": resolved.group_size, "has_zero_point": False, "pre_quant_scale": True}
+        block["exclude_modules"] = ["lm_head"]
+    elif recipe == "int8_sq":
         block["exclude_modules"] = ["lm_head"]
     elif recipe == "fp8_rowwise":
         block["clamp_val"] = [-CLAMP, CLAMP]
@@ -280,10 +332,10 @@ def _recipe_refusals(
     if source != "" and recipe != expected:
         found = f"{recipe} for a checkpoint that comes quantized with {source}"
         yield Problem("--quantization", found, str(expected), f"--quantization {expected}, or the unquantized model")
-    if source == "" and recipe in ("w4a16_gptq", "fp8"):
-        method = {"w4a16_gptq": "GPTQ or AWQ", "fp8": "FP8"}[recipe]
-        hint = "use w8a16, w4a16, w4a16_awq or fp8_rowwise, which need no data"
-        yield Problem("--quantization", f"{recipe} for float weights", f"a checkpoint quantized with {method}", hint)
+    if source == "" and recipe == "w4a16_gptq":
+        hint = "use w8a16, w4a16, w4a16_awq or fp8_rowwise, which need no data, or int4_awq, which is calibrated"
+        yield Problem("--quantization", f"{recipe} for float weights", "a checkpoint quantized with GPTQ or AWQ", hint)
+    yield from _calibration_refusals(architecture, dims, options, resolved)
     if "experts" not in dims.sizes and architecture.name not in ENCODER_DECODER:
         yield from _unread(architecture, resolved)
     if recipe in _NO_EXPERTS and "experts" in dims.sizes:
@@ -298,19 +350,40 @@ def _recipe_refusals(
         )
 
 
+def _calibration_refusals(
+    architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved
+) -> Iterator[Problem]:
+    """Models whose ranges cannot be measured, or whose cache holds something else than the projections' outputs."""
+    measurement = _measurement(options, resolved)
+    if options.calib_dataset is not None and measurement is None:
+        found = f"given for --quantization {resolved.recipe or 'none'}, which needs no data"
+        hint = f"drop --calib-dataset, or choose one of {', '.join(versions.CALIBRATED)}"
+        yield Problem("--calib-dataset", found, "a recipe that is calibrated", hint)
+    if measurement is None or architecture.name in ENCODER_DECODER:
+        return
+    if options.kv_cache == "int8" and architecture.name.startswith("qwen3"):
+        found = f"int8 with {architecture.name}, which normalises keys before they are cached"
+        yield Problem("--kv-cache", found, "fp8", "--kv-cache fp8")
+    if resolved.source != "":
+        found = f"int8 for a checkpoint that comes quantized with {resolved.source}"
+        yield Problem("--kv-cache", found, "fp8, or float weights to calibrate", "--kv-cache fp8")
+    elif options.kv_cache == "int8" and "experts" in dims.sizes:
+        yield Problem("--kv-cache", "int8 with experts", "fp8", "--kv-cache fp8")
+
+
 def _unread(architecture: Architecture, resolved: Resolved) -> Iterator[Problem]:
     """A recipe for checkpoints that come quantized, with a family of which such a checkpoint cannot be checked."""
     found = f"{resolved.recipe} with {architecture.name}"
     subject = "--quantization" if resolved.source == "" else "config.json: quantization_config"
     hint = "start from the unquantized checkpoint"
-    if resolved.recipe == "fp8" and architecture.name not in _FP8:
-        yield Problem(subject, found, f"one of {', '.join(_FP8)}", hint)
+    if resolved.source == "fp8" and architecture.name not in FP8_SOURCES:
+        yield Problem(subject, found, f"one of {', '.join(FP8_SOURCES)}", hint)
     if resolved.recipe == "w4a16_gptq" and architecture.name in _TRANSPOSED:
         yield Problem(subject, found, "a family whose float weights are stored (out, in)", hint)
 
 
-_FP8 = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
-"""Families with one tensor for each of q, k, v, o, gate, up and down, whose FP8 checkpoints are read."""
+FP8_SOURCES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+"""Families with one tensor for each of q, k, v, o, gate, up and down, whose FP8 checkpoints are read as they come."""
 _TRANSPOSED = ("gpt2",)
 """Families whose float weights are stored (in, out), and whose packed integers are not."""
 _ROWWISE = ("llama", "meta_llama", "mistral")
@@ -323,7 +396,6 @@ def recipes(family: str) -> tuple[str, ...]:
         return ("w8a16", "w4a16")
     left_out = {*_NO_EXPERTS} if FAMILIES[family].mlp == "experts" else set()
     left_out |= set() if family in _ROWWISE else {"fp8_rowwise"}
-    left_out |= set() if family in _FP8 else {"fp8"}
     left_out |= {"w4a16_gptq"} if family in _TRANSPOSED else set()
     return tuple(name for name in versions.RECIPES if name not in left_out)
 
@@ -346,6 +418,7 @@ def _deviations(architecture: Architecture, dims: Dims, options: TrtllmOptions) 
 def _notes(
     architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved, given: configs.Given
 ) -> Iterator[str]:
+    measurement = _measurement(options, resolved)
     yield from configs.NOTES[architecture.name](dims, given)
     for problem in _unbuildable(architecture, dims, given):
         yield f"{problem}: trtllm-build cannot load this checkpoint"
@@ -359,5 +432,7 @@ def _notes(
         yield "fp8_rowwise leaves the first and the last layer as they are: nothing of this model is quantized"
     if resolved.recipe == "w4a16_awq":
         yield "rounded to the nearest without calibration: check perplexity on your own text with --eval-text"
-    if options.kv_cache is not None:
+    if options.kv_cache == "fp8" and (measurement is None or options.release < versions.KV_MEASURED):
         yield "the scale of the FP8 key and value cache is 1: values beyond 448 are clipped"
+    if measurement is not None and options.calib_dataset is None:
+        yield "calibrated on a short built-in text: give --calib-dataset a text like yours"

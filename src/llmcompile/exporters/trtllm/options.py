@@ -14,7 +14,7 @@ from llmcompile.exporters.trtllm import versions
 
 DTYPES = ("float16", "bfloat16", "float32")
 WEIGHT_ONLY = ("w8a16", "w4a16")
-GROUPWISE = ("w4a16_gptq", "w4a16_awq")
+GROUPWISE = ("w4a16_gptq", "w4a16_awq", "int4_awq", "w4a8_awq")
 OURS = {
     "--checkpoint_dir": "OUTPUT/checkpoint, or --from-checkpoint",
     "--output_dir": "OUTPUT/engine",
@@ -42,7 +42,10 @@ class TrtllmOptions:
         wo_layout: "deferred": w8a16 and w4a16 weights are stored plain and laid out by the builder; "sm80": stored
             quantized in the byte layout of SM75 to SM89.
         group_size: Input channels that share a scale, in the groupwise recipes.
-        kv_cache: "fp8"; None for the dtype.
+        kv_cache: "fp8" or "int8"; None for the dtype.
+        calib_dataset: Text to calibrate on, .jsonl or .txt; None for a built-in one.
+        calib_size: Samples that are taken from it, at most.
+        calib_seq_len: Tokens of each.
         use_parallel_embedding: Split the embedding table over the ranks instead of repeating it.
         embedding_sharding_dim: 0 splits that table by vocabulary, 1 by hidden size.
         use_embedding_sharing: Leave lm_head out where it is the embedding table; for 0.15 and earlier.
@@ -74,6 +77,9 @@ class TrtllmOptions:
     wo_layout: str = "deferred"
     group_size: int = 128
     kv_cache: str | None = None
+    calib_dataset: Path | None = None
+    calib_size: int = 128
+    calib_seq_len: int = 512
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
     use_embedding_sharing: bool = False
@@ -132,8 +138,8 @@ class Quantization:
 
 
 _PRECISIONS = {"int8": "w8a16", "int4": "w4a16", "int4_gptq": "w4a16_gptq", "int4_awq": "w4a16_awq"}
-_CALIBRATED = "needs calibration data, which a later release of llmcompile takes"
-_WITHOUT_DATA = "use --use_weight_only, or --use_fp8_rowwise on Ada and later"
+_SMOOTHED = "one of the converter's own SmoothQuant layouts, which are not written"
+_SMOOTH = "use --quantization int8_sq, SmoothQuant as W8A8_SQ_PER_CHANNEL"
 
 
 def from_upstream(
@@ -153,15 +159,14 @@ def from_upstream(
     """Say convert_checkpoint.py's quantization flags in our words; each argument is the flag of that name.
 
     Raises:
-        OptionsError: Two of them contradict each other, one has no effect, or one needs calibration.
+        OptionsError: Two of them contradict each other, one has no effect, or one asks for what is not written.
     """
     calibrated = (
         ("--smoothquant", smoothquant is not None),
         ("--per_channel", per_channel),
         ("--per_token", per_token),
-        ("--int8_kv_cache", int8_kv_cache),
     )
-    _raise(OptionsError, [Problem(flag, _CALIBRATED, "", _WITHOUT_DATA) for flag, given in calibrated if given])
+    _raise(OptionsError, [Problem(flag, _SMOOTHED, "", _SMOOTH) for flag, given in calibrated if given])
     recipes = [
         flag
         for flag, given in (
@@ -192,7 +197,7 @@ def from_upstream(
         raise OptionsError("--int8_kv_cache", "with --fp8_kv_cache", "one of them", "drop --int8_kv_cache")
     return Quantization(
         quantization="fp8" if use_fp8 else "fp8_rowwise" if use_fp8_rowwise else weight_only,
-        kv_cache="fp8" if fp8_kv_cache else None,
+        kv_cache="fp8" if fp8_kv_cache else "int8" if int8_kv_cache else None,
         group_size=TrtllmOptions.group_size if group_size is None else group_size,
     )
 
@@ -209,6 +214,7 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
         ("--moe-tp", options.moe_tp),
         ("--moe-ep", options.moe_ep),
         ("--group-size", options.group_size),
+        ("--calib-size", options.calib_size),
         ("--build-workers", options.build_workers),
         ("--max-position-embeddings", options.max_position_embeddings),
     )
@@ -231,10 +237,13 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
             near = difflib.get_close_matches(str(value), listed, n=1)
             hint = f"{flag} {near[0]}" if len(near) > 0 else f"drop {flag}"
             problems.append(Problem(flag, str(value), " or ".join(listed), hint))
-    if options.kv_cache == "int8":
-        problems.append(Problem("--kv-cache", f"int8: {_CALIBRATED}", "fp8, or nothing", "drop --kv-cache int8"))
-    elif options.kv_cache not in (None, "fp8"):
-        problems.append(Problem("--kv-cache", str(options.kv_cache), "fp8"))
+    if options.kv_cache not in (None, *versions.KV_CACHES):
+        problems.append(
+            Problem("--kv-cache", str(options.kv_cache), " or ".join(versions.KV_CACHES), "drop --kv-cache")
+        )
+    if options.calib_seq_len < 2:
+        hint = f"--calib-seq-len {TrtllmOptions.calib_seq_len}"
+        problems.append(Problem("--calib-seq-len", str(options.calib_seq_len), "2 or more", hint))
     return problems
 
 
@@ -309,6 +318,7 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
         decided = (
             ("--max-position-embeddings", options.max_position_embeddings is not None),
             ("--group-size", options.group_size != TrtllmOptions.group_size),
+            ("--calib-dataset", options.calib_dataset is not None),
             ("--use-parallel-embedding", options.use_parallel_embedding),
             ("--embedding-sharding-dim", options.embedding_sharding_dim != TrtllmOptions.embedding_sharding_dim),
             ("--use-embedding-sharing", options.use_embedding_sharing),

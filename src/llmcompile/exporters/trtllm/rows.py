@@ -19,9 +19,12 @@ from llmcompile import quantization
 from llmcompile.dtypes import FP16, FP32, DType
 from llmcompile.exporters.trtllm import encodings
 from llmcompile.plan import Combine, Encoding, Row
+from llmcompile.ranges import Ranges
 from llmcompile.transforms import Array, cast
 
 RANK = "rank{rank}.safetensors"
+MEASURED = ("fp8_measured", "int8_smooth", "awq_measured", "awq_fp8")
+"""Kinds of a recipe that need calibration."""
 _LAYER = "transformer.layers.{layer}."
 _QKV = ("attn.q", "attn.k", "attn.v")
 
@@ -53,14 +56,16 @@ class Recipe:
 
     Attributes:
         dtype: The model's element type.
-        kind: "plain", "deferred" (plain, for the builder to quantize), "weight_only", "awq", "gptq", "fp8" or
-            "fp8_rowwise".
+        kind: "plain", "deferred" (plain, for the builder to quantize), "weight_only", "awq", "gptq", "fp8",
+            "fp8_rowwise", or one of `MEASURED`, which need calibration.
         bits: Of the integers of "weight_only" and "deferred".
         group_size: Inputs that share a scale.
         packed_outputs: Whether the integers of "gptq" are packed along the outputs, as AutoAWQ does.
         clamp: Largest magnitude of a weight of "fp8_rowwise".
         layers: Layers of the model; "fp8_rowwise" leaves the first and the last plain.
-        kv_scale: Whether each layer has a scale of its key and value cache, of one.
+        kv_scale: Whether each layer has a scale of its key and value cache.
+        kv_steps: That scale, layer by layer; empty for ones.
+        ranges: What calibration found; None where there is none, or not yet.
         embedding_split: "" for whole tables, "out" by vocabulary, "in" by hidden size.
         share_embedding: Whether the head is left out because it is the embedding.
     """
@@ -73,6 +78,8 @@ class Recipe:
     clamp: float = 1200.0
     layers: int = 0
     kv_scale: bool = False
+    kv_steps: tuple[float, ...] = ()
+    ranges: Ranges | None = None
     embedding_split: str = ""
     share_embedding: bool = False
 
@@ -283,6 +290,20 @@ def _fp8(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven: 
     yield _scale(f"{name}.activation_scaling_factor", inputs)
 
 
+def _measured(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven: str) -> Iterator[Row]:
+    """Weights with the scales that calibration found for their layer."""
+    weights = tuple(f"{role}.weight" for role in roles)
+    for layer in range(recipe.layers):
+        found = None if recipe.ranges is None else recipe.ranges.of(layer, roles[0])
+        if recipe.kind == "fp8_measured":
+            encoding = encodings.fp8_measured(found)
+        elif recipe.kind == "int8_smooth":
+            encoding = encodings.int8_smooth(found)
+        else:
+            encoding = encodings.awq_measured(found, recipe.group_size, activations=recipe.kind == "awq_fp8")
+        yield Row(RANK, weights, tensor=f"{name}.weight", layer=layer, split=split, uneven=uneven, encoding=encoding)
+
+
 def _scale(tensor: str, roles: tuple[str, ...]) -> Row:
     """The largest of some scales, in float32."""
     largest = Combine(_largest, tuple((role,) for role in roles), scalar=True, fault=encodings.scale_fault)
@@ -294,11 +315,19 @@ def _largest(operands: Sequence[Array]) -> Array:
 
 
 def _kv_scale(recipe: Recipe) -> Iterator[Row]:
-    """A scale of one, since an FP8 cache needs none; the operand only says which layers there are."""
-    if recipe.kv_scale:
-        combine = Combine(lambda operands: np.ones(1, np.float32), (("attn.norm.weight",),), scalar=True)
-        name = f"{_LAYER}attention.kv_cache_scaling_factor"
-        yield Row(RANK, (), tensor=name, dtype=FP32, combine=combine)
+    """A scale for each layer, of one where none was measured; the operand only says which layers there are."""
+    if not recipe.kv_scale:
+        return
+    name = f"{_LAYER}attention.kv_cache_scaling_factor"
+    row = Row(RANK, (), tensor=name, dtype=FP32, combine=Combine(_constant(1.0), (("attn.norm.weight",),), scalar=True))
+    if len(recipe.kv_steps) == 0:
+        yield row
+    for layer, step in enumerate(recipe.kv_steps):
+        yield replace(row, layer=layer, combine=Combine(_constant(step), (("attn.norm.weight",),), scalar=True))
+
+
+def _constant(value: float) -> Callable[[Sequence[Array]], Array]:
+    return lambda operands: np.array([value], np.float32)
 
 
 _WEIGHTS: Mapping[str, Callable[[Recipe, str, tuple[str, ...], str, str], Iterator[Row]]] = {
@@ -309,6 +338,7 @@ _WEIGHTS: Mapping[str, Callable[[Recipe, str, tuple[str, ...], str, str], Iterat
     "fp8_rowwise": _plain,
     "gptq": _gptq,
     "fp8": _fp8,
+    **dict.fromkeys(MEASURED, _measured),
 }
 
 _GEMMA = Family(mlp="gated", add_one=True, head=False)

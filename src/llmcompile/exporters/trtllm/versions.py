@@ -98,7 +98,16 @@ RECIPES: Mapping[str, Recipe] = {
     "w4a16_awq": Recipe("W4A16_AWQ", (0, 9), 80),
     "fp8": Recipe("FP8", (0, 9), 89),
     "fp8_rowwise": Recipe("FP8_PER_CHANNEL_PER_TOKEN", (0, 12), 89),
+    "int8_sq": Recipe("W8A8_SQ_PER_CHANNEL", (0, 9), 75),
+    "int4_awq": Recipe("W4A16_AWQ", (0, 9), 80),
+    "w4a8_awq": Recipe("W4A8_AWQ", (0, 9), 89),
 }
+CALIBRATED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+"""Recipes that take calibration data where the weights come as floats."""
+KV_CACHES = ("fp8", "int8")
+KV_MEASURED: Release = (0, 17)
+"""First release that uses the stored scale of an FP8 cache; older ones take 1. Source: NVIDIA/TensorRT-LLM@v0.13.0:
+tensorrt_llm/models/modeling_utils.py, which overwrites it."""
 _ROWWISE_ON_ADA: Release = (0, 15)
 _SM80_LAYOUT = range(75, 90)
 """GPUs that read the byte layout of SM80: spec section 6.2."""

@@ -231,6 +231,7 @@ def _manifest(
         notes=notes,
         validation=None if validation is None else validation.record,
         engine=None,
+        calibration=None,
         neuron=records.Neuron(
             task=made.task,
             via="xla",

@@ -146,6 +146,7 @@ def _manifest(
         notes=(*made.notes, *exported.notes),
         validation=None if validation is None else validation.record,
         engine=None,
+        calibration=None,
         neuron=records.Neuron(
             task=made.task,
             via="optimum",

@@ -693,39 +693,89 @@ def _to_int8(x: Tensor) -> Tensor:
     return x.round().clamp_(-128, 127)
 
 
-def fake_quantized(weight: Tensor, quantization_algo: str, *, group_size: int, column_parts: int) -> Tensor:
-    """What a weight becomes by one of the recipes that need no data, computed without any packing.
+def fake_quantized(
+    weight: Tensor,
+    quantization_algo: str,
+    *,
+    group_size: int,
+    column_parts: int,
+    columns: Tensor | None = None,
+    largest: float | None = None,
+) -> Tensor:
+    """What a weight becomes by one of the recipes, computed without any packing.
 
     Args:
-        weight: Shape (out, in), of the checkpoint's `dtype`, to which W8A16, W4A16 and W4A16_AWQ scales are rounded.
-        quantization_algo: "W8A16", "W4A16", "W4A16_AWQ" (to nearest, input scaling 1) or "FP8_PER_CHANNEL_PER_TOKEN".
-        group_size: Input columns that share a scale; for W4A16_AWQ.
+        weight: Shape (out, in), of the checkpoint's `dtype`, to which W8A16, W4A16 and AWQ scales are rounded.
+        quantization_algo: "W8A16", "W4A16", "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN", or with data "FP8", "W4A8_AWQ"
+            and "W8A8_SQ_PER_CHANNEL".
+        group_size: Input columns that share a scale; for AWQ.
         column_parts: Tensor-parallel ranks a row-parallel linear is split over before it is quantized; 1 for others.
+        columns: Shape (in,), float32: what the runtime multiplies each input by, and the weight is divided by; None for
+            ones.
+        largest: Largest magnitude of all weights that share the second or only scale, after `columns`; for FP8 and
+            W4A8_AWQ.
 
     Returns:
-        Shape (out, in), float32.
+        Shape (out, in), float32, what stands for the weight in a product with inputs as they are.
 
     Raises:
-        ValueError: The recipe needs data, or `in` does not divide by the parts and groups.
+        ValueError: The recipe is not one of these or lacks what it needs, or `in` does not divide by parts and groups.
     """
     if weight.shape[1] % column_parts != 0:
         raise ValueError(f"weight must have in divisible by {column_parts} parts, got in={weight.shape[1]}")
-    quantized = _data_free(quantization_algo, group_size)
-    parts = weight.chunk(column_parts, 1)
-    return (
-        torch.cat([_by_rows(quantized, part) for part in parts], 1) if column_parts > 1 else _by_rows(quantized, weight)
-    )
+    factors = torch.ones(weight.shape[1]) if columns is None else columns
+    quantized = []
+    for part, factor in zip(weight.chunk(column_parts, 1), factors.chunk(column_parts), strict=True):
+        rounding = _rounding_of_weights(quantization_algo, group_size, factor, largest, scaled=columns is not None)
+        quantized.append(_by_rows(rounding, part))
+    return torch.cat(quantized, 1) if column_parts > 1 else quantized[0]
 
 
-def _data_free(algo: str, group_size: int) -> Rounding:
+def _rounding_of_weights(
+    algo: str, group_size: int, columns: Tensor, largest: float | None, *, scaled: bool
+) -> Rounding:
     if algo in WEIGHT_ONLY_BITS:
         bits = WEIGHT_ONLY_BITS[algo]
         return lambda rows: _round_rows(rows, bits)
-    if algo == "W4A16_AWQ":
+    if algo == "W4A16_AWQ" and not scaled:
         return lambda rows: _round_groups(rows, group_size)
+    if algo == "W4A16_AWQ":
+        return lambda rows: _round_scaled_groups(rows, group_size, columns, None)
     if algo == _ROWWISE:
         return lambda rows: _round_rowwise(rows.float().clamp(*_ROWWISE_CLAMP))
-    raise ValueError(f"quantization_algo must be data-free, got {algo!r}")
+    if algo == "W8A8_SQ_PER_CHANNEL":
+        return lambda rows: _round_int8(rows, columns)
+    if largest is None or algo not in ("FP8", "W4A8_AWQ"):
+        raise ValueError(f"quantization_algo must be known, with what it needs, got {algo!r}")
+    scale = torch.tensor(largest) / _FP8_MAX if largest > 0 else torch.tensor(1.0)
+    if algo == "FP8":
+        return lambda rows: _to_fp8(rows.float() / scale) * scale
+    return lambda rows: _round_scaled_groups(rows, group_size, columns, scale)
+
+
+def _round_int8(rows: Tensor, columns: Tensor) -> Tensor:
+    """A scale max / 127 for each row of the divided matrix; 1 for a row of zeros.
+
+    Source: NVIDIA/TensorRT-LLM@v0.13.0:tensorrt_llm/quantization/layers.py (Int8SmoothQuantLinear)
+    """
+    divided = rows.float() / columns
+    scale = divided.abs().amax(1, keepdim=True) / 127.0
+    scale = torch.where(scale == 0, 1.0, scale)
+    return _to_int8(divided / scale) * scale * columns
+
+
+def _round_scaled_groups(rows: Tensor, group_size: int, columns: Tensor, second: Tensor | None) -> Tensor:
+    """As `_round_groups`, of the divided matrix; with a second scale, group scales pass through float16 divided by it.
+
+    Source: NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights)
+    """
+    groups = (rows.float() / columns).view(len(rows), -1, group_size)
+    scale = groups.abs().amax(2, keepdim=True) / 7.0
+    scale = torch.where(scale == 0, 1.0, scale)
+    kept = scale.to(rows.dtype).float()
+    if second is not None:
+        kept = (kept / second).to(rows.dtype).to(torch.float16).float() * second
+    return ((groups / scale).round().clamp_(-8, 7) * kept).view(rows.shape) * columns
 
 
 def _by_rows(function: Rounding, weight: Tensor) -> Tensor:

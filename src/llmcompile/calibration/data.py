@@ -1,0 +1,164 @@
+"""The text to calibrate on, as samples of equal length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmcompile.errors import CheckpointError, OptionsError
+from llmcompile.validation.reference import text_tokens
+from llmcompile.validation.sample_text import SAMPLE
+
+FLAG = "--calib-dataset"
+_FORMATS = 'JSON objects with "text" or "input_ids", one a line, in a .jsonl file; or a .txt file'
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What the model is run on.
+
+    Attributes:
+        name: The data in words.
+        sha256: Of the file's bytes, or of the built-in text.
+        tokens: Shape (samples, length), int64.
+    """
+
+    name: str
+    sha256: str
+    tokens: Tensor
+
+
+def read_samples(
+    dataset: Path | None, model: Path, *, vocab: int, size: int, length: int, trust_remote_code: bool = False
+) -> Samples:
+    """Join the data's texts to one sequence, and cut it into samples; the rest that fills none is left out.
+
+    Args:
+        dataset: The file; None for a built-in text.
+        model: Where the tokenizer is; not needed for data that are tokens already.
+        vocab: Tokens are in [0, vocab).
+        size: Samples that are wanted, at most.
+        length: Tokens of a sample; fewer where the data have no more in all.
+        trust_remote_code: Run the tokenizer's own code.
+
+    Raises:
+        OptionsError: The file cannot be read, or holds something else.
+        CheckpointError: There is no tokenizer, or it does not load.
+    """
+    if dataset is None:
+        name, digest = "a built-in text", hashlib.sha256(SAMPLE.encode()).hexdigest()
+        tokens = _encoded(iter([SAMPLE]), model, size * length, trust_remote_code)
+    else:
+        name, digest = dataset.name, _sha256(dataset)
+        given = _token_lists(dataset, vocab, size * length)
+        tokens = _encoded(_texts(dataset), model, size * length, trust_remote_code) if given is None else given
+    if len(tokens) < 2:
+        raise OptionsError(FLAG, f"{name} has {len(tokens)} tokens", "2 or more", "choose a longer text")
+    length = min(length, len(tokens))
+    count = min(size, len(tokens) // length)
+    return Samples(name, digest, torch.tensor(tokens[: count * length], dtype=torch.int64).reshape(count, length))
+
+
+def check_dataset(dataset: Path) -> None:
+    """Look at the file's name and its first record.
+
+    Raises:
+        OptionsError: It is not what `read_samples` takes.
+    """
+    if dataset.suffix not in (".jsonl", ".txt"):
+        raise OptionsError(FLAG, f"{dataset}", _FORMATS, f"write the texts to {dataset.stem}.txt")
+    if next(_texts(dataset) if dataset.suffix == ".txt" else _records(dataset), None) is None:
+        raise OptionsError(FLAG, f"{dataset} is empty", "a text", "choose another file")
+
+
+def _encoded(texts: Iterator[str], model: Path, most: int, trust_remote_code: bool) -> list[int]:
+    prompt = text_tokens(model, texts, most, trust_remote_code=trust_remote_code)
+    if prompt.tokens is None:
+        hint = f"put the tokenizer's files beside config.json, or give {FLAG} a .jsonl file of input_ids"
+        raise CheckpointError(str(model), prompt.reason, "a tokenizer, to calibrate on a text", hint)
+    return [int(token) for token in prompt.tokens[0]]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with _opened(path) as stream:
+        while len(piece := stream.read(1 << 20)) > 0:
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise OptionsError(FLAG, f"{path}: {error.strerror}", _FORMATS, "check the path") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, from 1."""
+    with _opened(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, line.decode()
+            except UnicodeDecodeError as error:
+                raise OptionsError(FLAG, f"{path}, line {number}: not UTF-8", _FORMATS, "convert the file") from error
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """The paragraphs of a .txt file; the texts of a .jsonl file."""
+    if path.suffix != ".txt":
+        for number, record in _records(path):
+            if not isinstance(record.get("text"), str):
+                found = f'{path}, line {number}: no "text" that is a string'
+                raise OptionsError(FLAG, found, _FORMATS, "every line must have the same key")
+            yield record["text"]
+        return
+    paragraph = ""
+    for _, line in _lines(path):
+        if line.strip() == "" and paragraph != "":
+            yield paragraph
+            paragraph = ""
+        elif line.strip() != "":
+            paragraph += line
+    if paragraph != "":
+        yield paragraph
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(path):
+        if line.strip() == "":
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise OptionsError(FLAG, f"{path}, line {number}: not JSON", _FORMATS, "check the file") from error
+        if not isinstance(record, dict):
+            raise OptionsError(FLAG, f"{path}, line {number}: no JSON object", _FORMATS, "check the file")
+        yield number, record
+
+
+def _token_lists(path: Path, vocab: int, most: int) -> list[int] | None:
+    """The tokens of a .jsonl file that has them; None for one of texts."""
+    if path.suffix == ".txt":
+        return None
+    tokens: list[int] = []
+    for number, record in _records(path):
+        ids = record.get("input_ids")
+        if ids is None and len(tokens) == 0:
+            return None
+        whole = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab for token in ids)
+        if not whole:
+            found = f'{path}, line {number}: "input_ids" are not whole numbers from 0 to {vocab - 1}'
+            raise OptionsError(FLAG, found, _FORMATS, "use the model's own tokenizer")
+        assert isinstance(ids, list)
+        tokens += ids
+        if len(tokens) >= most:
+            break
+    return tokens[:most]

@@ -1,0 +1,236 @@
+"""What one layer's linear layers see and hold: ranges of inputs, of weights, of keys and values, and AWQ's search.
+
+Shape suffixes: T tokens, C input channels, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmcompile.calibration.layers import Layers
+from llmcompile.errors import CheckpointError
+from llmcompile.ranges import GROUPS, Measured, Measurement, search_columns, smoothing_columns
+from llmcompile.transforms import Array
+from llmcompile.validation.reference import Weights
+
+_SEARCHED_TOKENS = 512
+"""Tokens whose inputs are kept for the search, evenly spaced over all samples."""
+_BLOCK_ELEMENTS = 1 << 22
+"""Weights the search works on at once."""
+
+
+@dataclass
+class _Seen:
+    """The inputs of a group of linear layers.
+
+    Attributes:
+        largest_C: Largest magnitude of each channel.
+        sums_C: Sum of magnitudes of each channel, float64.
+        tokens: How many.
+        kept: Some tokens' inputs, each of shape (tokens, C).
+    """
+
+    largest_C: Tensor | None = None
+    sums_C: Tensor | None = None
+    tokens: int = 0
+    kept: list[Tensor] = field(default_factory=list)
+
+    def add(self, x: Tensor, *, sums: bool, every: int) -> None:
+        """Count inputs of shape (..., C); keep each token whose number is a multiple of `every`, none for 0."""
+        flat_TC = x.reshape(-1, x.shape[-1])
+        magnitudes = flat_TC.abs()
+        largest = magnitudes.amax(0)
+        self.largest_C = largest if self.largest_C is None else torch.maximum(self.largest_C, largest)
+        if sums:
+            total = magnitudes.sum(0, dtype=torch.float64)
+            self.sums_C = total if self.sums_C is None else self.sums_C + total
+        if every > 0:
+            self.kept.append(flat_TC[-self.tokens % every :: every].clone())
+        self.tokens += len(flat_TC)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRanges:
+    """What was found in one layer: its groups of linear layers, and the largest of its queries, keys and values."""
+
+    linears: Mapping[str, Measured]
+    cache: float | None
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A linear layer of a layer: its module, its weight's tensor in the checkpoint, and how that lies."""
+
+    module: nn.Module
+    stored: str
+    in_first: bool
+
+
+def measure_layer(
+    layers: Layers,
+    layer: int,
+    batches: Iterable[Tensor],
+    *,
+    weights: Weights,
+    group_of: Callable[[str], str | None],
+    measurement: Measurement,
+    dtype: torch.dtype,
+    total_tokens: int,
+    done: Callable[[Tensor], None],
+) -> LayerRanges:
+    """Run a layer on all samples and measure it.
+
+    Args:
+        layers: The model.
+        layer: Its number.
+        batches: Hidden states that go in, each of shape (samples, tokens, hidden).
+        weights: The checkpoint.
+        group_of: Name of a tensor in the checkpoint -> the group of its linear layer; None for none.
+        measurement: What is asked for.
+        dtype: The artifact's type, to which weights and factors are rounded.
+        total_tokens: Of all batches.
+        done: Given the hidden states that come out of each batch.
+
+    Raises:
+        CheckpointError: An activation is not finite, or a group has no linear layer.
+    """
+    matrices = _matrices(layers, layer, group_of)
+    seen = {group: _Seen() for group in matrices}
+    largest = {"cache": 0.0}
+    searched = measurement.columns == "search"
+    every = max(1, total_tokens // _SEARCHED_TOKENS) if searched else 0
+
+    def on_input(group: str, x: Tensor) -> None:
+        seen[group].add(x, sums=searched, every=every)
+
+    def on_output(y: Tensor) -> None:
+        largest["cache"] = max(largest["cache"], float(y.abs().amax()))
+
+    hooks = []
+    if measurement.linears:
+        hooks += [
+            found[0].module.register_forward_pre_hook(_first(on_input, group)) for group, found in matrices.items()
+        ]
+    if measurement.cache:
+        hooks += [matrix.module.register_forward_hook(_last(on_output)) for matrix in matrices["attn.qkv"]]
+    try:
+        for hidden in batches:
+            done(layers.run(layer, hidden))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _refuse_non_finite(layer, seen, largest["cache"])
+    linears = {}
+    if measurement.linears:
+        linears = {
+            group: _measured(found, seen[group], weights=weights, measurement=measurement, dtype=dtype)
+            for group, found in matrices.items()
+        }
+    return LayerRanges(linears, largest["cache"] if measurement.cache else None)
+
+
+def _first(function: Callable[[str, Tensor], None], group: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda module, arguments: function(group, arguments[0])
+
+
+def _last(function: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
+    return lambda module, arguments, output: function(output)
+
+
+def _refuse_non_finite(layer: int, seen: Mapping[str, _Seen], cache: float) -> None:
+    wrong = [
+        group for group, found in seen.items() if found.largest_C is not None and not found.largest_C.isfinite().all()
+    ]
+    if len(wrong) > 0 or not np.isfinite(cache):
+        subject = f"layer {layer}: {', '.join(wrong) if len(wrong) > 0 else 'keys and values'}"
+        raise CheckpointError(
+            subject, "an activation that is NaN or infinite", "finite numbers", "look for NaN in the checkpoint"
+        )
+
+
+def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None]) -> dict[str, list[_Matrix]]:
+    """The linear layers of each group, in the model's order."""
+    found: dict[str, list[_Matrix]] = {}
+    for path, module in layers.modules[layer].named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
+            continue
+        stored = layers.stored[layers.name(layer, f"{path}.weight")]
+        group = group_of(stored)
+        if group is not None:
+            found.setdefault(group, []).append(_Matrix(module, stored, type(module).__name__ == "Conv1D"))
+    missing = [group for group in GROUPS if group not in found]
+    if len(missing) > 0:
+        raise CheckpointError(f"layer {layer}", f"no linear layer of {', '.join(missing)}", "one of each group")
+    return found
+
+
+def _measured(
+    matrices: list[_Matrix], seen: _Seen, *, weights: Weights, measurement: Measurement, dtype: torch.dtype
+) -> Measured:
+    assert seen.largest_C is not None
+    inputs_C = seen.largest_C.numpy()
+    weights_C = np.zeros_like(inputs_C)
+    for matrix in matrices:
+        for rows in _blocks(matrix, weights, dtype):
+            np.maximum(weights_C, rows.abs().amax(0).numpy(), out=weights_C)
+    columns: Array | None = None
+    if measurement.columns == "smooth":
+        columns = _rounded(smoothing_columns(inputs_C, weights_C), dtype)
+    elif measurement.columns == "search":
+        assert seen.sums_C is not None
+        means_C = (seen.sums_C / seen.tokens).float().numpy()
+        tried = [_rounded(factors, dtype) for factors in search_columns(means_C)]
+        columns = _best(tried, matrices, torch.cat(seen.kept), weights, dtype, measurement.group_size)
+    if columns is None:
+        return Measured(float(inputs_C.max()), float(weights_C.max()))
+    return Measured(float((inputs_C * columns).max()), float((weights_C / columns).max()), columns)
+
+
+def _rounded(columns_C: Array, dtype: torch.dtype) -> Array:
+    values: Array = torch.from_numpy(columns_C).to(dtype).float().numpy()
+    return values
+
+
+def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
+    """Rows of the matrix (N, C) as the artifact has them, in float32."""
+    whole = weights.read(matrix.stored)
+    whole = whole.T if matrix.in_first else whole
+    step = max(1, _BLOCK_ELEMENTS // whole.shape[1])
+    for start in range(0, whole.shape[0], step):
+        yield whole[start : start + step].to(dtype).float()
+
+
+def _best(
+    tried: list[Array],
+    matrices: list[_Matrix],
+    kept_TC: Tensor,
+    weights: Weights,
+    dtype: torch.dtype,
+    group_size: int,
+) -> Array:
+    """The factors with which rounding moves the outputs on the kept tokens least; the first of equals.
+
+    Source: Lin et al. 2023, AWQ, equation 4.
+    """
+    factors = [torch.from_numpy(columns) for columns in tried]
+    losses = [0.0] * len(tried)
+    for matrix in matrices:
+        for rows in _blocks(matrix, weights, dtype):
+            for index, columns in enumerate(factors):
+                error = _round_groups(rows / columns, group_size).mul_(columns).sub_(rows)
+                losses[index] += float((error @ kept_TC.T).square_().sum())
+    return tried[int(np.argmin(losses))]
+
+
+def _round_groups(rows: Tensor, group_size: int) -> Tensor:
+    """What is left of a matrix in 4 bits, a scale of max / 7 for each row and group; as quantization.GroupwiseAwq."""
+    groups = rows.reshape(len(rows), -1, group_size)
+    scale = groups.abs().amax(2, keepdim=True) / 7.0
+    scale[scale == 0] = 1.0
+    return (groups / scale).round_().clamp_(-8, 7).mul_(scale).reshape(rows.shape)

@@ -1,0 +1,313 @@
+"""The calibration stage: the model on a text, layer by layer, in the work directory, so that it can be resumed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from llmcompile.architectures import ARCHITECTURES
+from llmcompile.architectures.spec import Dims
+from llmcompile.checkpoint.headers import Stored
+from llmcompile.checkpoint.reader import Reader
+from llmcompile.dtypes import BF16, FP16, FP32
+from llmcompile.exporters.trtllm.layout import make_layout
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.packaging import manifest as records
+from llmcompile.pipeline.job import BATCH_TOKENS, Job, View, planned, prevailing_dtype
+from llmcompile.ranges import GROUP_OF, GROUPS, Measured, Ranges
+from llmcompile.transforms import Array
+from llmcompile.writing import WorkDirectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmcompile.calibration.data import Samples
+    from llmcompile.calibration.measuring import LayerRanges
+    from llmcompile.validation.checks import StoredWeights
+    from llmcompile.validation.reference import Weights
+
+_FOLDER = "calibration/"
+"""Inside the work directory; nothing of it is in the artifact."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What came of calibration: the job, now with its scales, and the manifest's record."""
+
+    job: Job
+    record: records.Calibration
+
+
+def read(job: Job) -> Samples | None:
+    """The samples a job is calibrated on; None for one that needs none.
+
+    Raises:
+        OptionsError: --calib-dataset cannot be used.
+        CheckpointError: There is no tokenizer.
+    """
+    options = job.options
+    if job.layout.measurement is None or not isinstance(options, TrtllmOptions):
+        return None
+    from llmcompile.calibration.data import read_samples
+
+    return read_samples(
+        options.calib_dataset,
+        job.checkpoint.root,
+        vocab=job.dims.sizes["vocab"],
+        size=options.calib_size,
+        length=min(options.calib_seq_len, job.dims.sizes.get("positions", options.calib_seq_len)),
+        trust_remote_code=options.build.trust_remote_code,
+    )
+
+
+def identity(samples: Samples | None) -> Mapping[str, object]:
+    """What of the samples decides the artifact's bytes."""
+    if samples is None:
+        return {}
+    return {"calibration": {"sha256": samples.sha256, "tokens": list(samples.tokens.shape)}}
+
+
+def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Calibrated:
+    """Measure every layer that an earlier run has not, and plan the job anew with what was found.
+
+    Raises:
+        CheckpointError: The model's weights do not fit its config.json, or an activation is not finite.
+        OutputError: The disk is full.
+    """
+    layers = job.dims.sizes["layers"]
+    found = _finished(work, layers)
+    if len(found) < layers:
+        _measure(job, samples, work, view, found)
+    ranges = Ranges(
+        {(layer, group): measured for layer in range(layers) for group, measured in found[layer].linears.items()},
+        {layer: cache for layer in range(layers) if (cache := found[layer].cache) is not None},
+    )
+    assert isinstance(job.options, TrtllmOptions)
+    layout = make_layout(
+        job.architecture,
+        job.dims,
+        job.options,
+        source_dtype=prevailing_dtype(job.checkpoint),
+        model_label=job.located.label,
+        ranges=ranges,
+    )
+    plan = planned(job.checkpoint, job.architecture, job.dims, layout)
+    return Calibrated(replace(job, layout=layout, plan=plan), _record(samples, ranges))
+
+
+def discard(work: WorkDirectory) -> None:
+    """Take what calibration kept for a resumed run off the artifact's files."""
+    for file in [file for file in work.finished if file.startswith(_FOLDER)]:
+        work.forget(file)
+
+
+def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found: dict[int, LayerRanges]) -> None:
+    import torch
+
+    from llmcompile.calibration.layers import Layers
+    from llmcompile.calibration.measuring import measure_layer
+
+    assert job.layout.measurement is not None
+    size = max(1, BATCH_TOKENS // samples.tokens.shape[1])
+    batches = list(torch.split(samples.tokens, size))
+    total = job.dims.sizes["layers"]
+    dtype = {FP16: torch.float16, BF16: torch.bfloat16}.get(job.layout.dtype, torch.float32)
+    if _states(len(found)) not in work.finished:
+        # The hidden states that a stopped run left are gone or damaged: begin again.
+        found.clear()
+    first = len(found)
+    with _source(job) as (config_dir, weights), view.calibrating(total, first) as advance:
+        layers = Layers(config_dir, weights, trust_remote_code=job.options.build.trust_remote_code)
+        with _Writer(work, _states(0) if first == 0 else "", samples, job.dims) as states:
+            for batch in batches if first == 0 else _one_of_each_size(batches):
+                embedded = layers.embed(batch)
+                if first == 0:
+                    states.write(embedded)
+        if isinstance(weights, _Read):
+            weights.drop()
+        groups = _groups(job, weights)
+        for layer in range(first, total):
+            with _Writer(work, _states(layer + 1) if layer + 1 < total else "", samples, job.dims) as states:
+                found[layer] = measure_layer(
+                    layers,
+                    layer,
+                    _read_states(work.path / _states(layer), batches, job.dims),
+                    weights=weights,
+                    group_of=groups.get,
+                    measurement=job.layout.measurement,
+                    dtype=dtype,
+                    total_tokens=samples.tokens.numel(),
+                    done=states.write,
+                )
+            work.write_bytes(_result(layer), save(_arrays(found[layer])))
+            work.forget(_states(layer))
+            (work.path / _states(layer)).unlink()
+            advance(layer)
+
+
+def _states(layer: int) -> str:
+    """Where the hidden states that go into a layer are."""
+    return f"{_FOLDER}states-{layer}"
+
+
+def _result(layer: int) -> str:
+    return f"{_FOLDER}layer-{layer}.safetensors"
+
+
+def _finished(work: WorkDirectory, layers: int) -> dict[int, LayerRanges]:
+    """What an earlier run measured: the first layers, as far as none is missing."""
+    found: dict[int, LayerRanges] = {}
+    while len(found) < layers and _result(len(found)) in work.finished:
+        found[len(found)] = _ranges((work.path / _result(len(found))).read_bytes())
+    return found
+
+
+def _one_of_each_size(batches: list[Tensor]) -> list[Tensor]:
+    return list({len(batch): batch for batch in batches}.values())
+
+
+class _Writer:
+    """Hidden states of all samples as one file, float32; without a file, they are dropped."""
+
+    def __init__(self, work: WorkDirectory, file: str, samples: Samples, dims: Dims) -> None:
+        self._work, self._file = work, file
+        size_bytes = samples.tokens.numel() * dims.sizes["hidden"] * 4
+        work.kept.pop(file, None)
+        self._output = None if file == "" else work.create(file, size_bytes)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._output is None:
+            return
+        if kind is None:
+            self._work.record(self._file, self._output.finish())
+        else:
+            self._output.close()
+
+    def write(self, hidden: Tensor) -> None:
+        """Add a batch."""
+        if self._output is not None:
+            self._output.write(np.ascontiguousarray(hidden.numpy()).reshape(-1).view(np.uint8).data)
+
+
+def _read_states(path: Path, batches: list[Tensor], dims: Dims) -> Iterator[Tensor]:
+    import torch
+
+    with path.open("rb") as stream:
+        for batch in batches:
+            values = np.fromfile(stream, np.float32, batch.numel() * dims.sizes["hidden"])
+            yield torch.from_numpy(values).reshape(*batch.shape, -1)
+
+
+class _Read:
+    """Weights whose matrices are read into memory of our own, which goes with them.
+
+    A memory map's pages stay until it is dropped, and count as ours; but of a table only the rows that are looked up
+    are touched, so tables stay mapped.
+    """
+
+    def __init__(self, mapped: StoredWeights, reader: Reader, tensors: Mapping[str, Stored], vocab: int) -> None:
+        self._mapped, self._reader, self._tensors, self._vocab = mapped, reader, tensors, vocab
+
+    def names(self) -> Collection[str]:
+        """Every tensor in the checkpoint."""
+        return self._mapped.names()
+
+    def drop(self) -> None:
+        """Let go of the tables."""
+        self._mapped.drop()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored."""
+        import torch
+
+        stored = self._tensors[name]
+        code = {FP16: torch.float16, BF16: torch.bfloat16, FP32: torch.float32}.get(stored.dtype)
+        if code is None or stored.shape[:1] == (self._vocab,):
+            return self._mapped.read(name)
+        bits = self._reader.read(stored)
+        return torch.from_numpy(bits.view(np.int32 if stored.dtype == FP32 else np.int16)).view(code)
+
+
+@contextmanager
+def _source(job: Job) -> Iterator[tuple[Path, Weights]]:
+    """The model for transformers: its config's folder and its weights."""
+    from llmcompile.validation.checks import StoredWeights
+    from llmcompile.validation.sources import MetaWeights
+
+    files = tuple(file.path for file in job.checkpoint.files)
+    if job.architecture.name != "meta_llama":
+        with Reader(job.checkpoint.files) as reader:
+            yield (
+                job.checkpoint.root,
+                _Read(StoredWeights(files), reader, job.checkpoint.tensors, job.dims.sizes["vocab"]),
+            )
+        return
+    meta = MetaWeights(files, job.checkpoint.root / "params.json")
+    with tempfile.TemporaryDirectory(prefix="llmcompile-") as folder:
+        meta.write_config(Path(folder))
+        yield Path(folder), meta
+
+
+def _groups(job: Job, weights: Weights) -> Mapping[str, str]:
+    """Tensor of the checkpoint, as transformers names it -> the group of its linear layer."""
+    architecture = job.architecture
+    if architecture.name == "meta_llama":
+        architecture = next(other for other in ARCHITECTURES if other.name == "llama")
+    located = architecture.locate(weights.names())
+    groups: dict[str, str] = {}
+    for tensor in architecture.tensors:
+        group = GROUP_OF.get(tensor.roles[0].removesuffix(".weight"))
+        if group is not None and tensor.roles[0].endswith(".weight"):
+            names = (tensor.name_at(layer, None) for layer in range(job.dims.sizes["layers"]))
+            groups |= {located[name]: group for name in names if name in located}
+    return groups
+
+
+def _arrays(found: LayerRanges) -> dict[str, Array]:
+    """A layer's figures as they are kept."""
+    arrays: dict[str, Array] = {}
+    for group, measured in found.linears.items():
+        arrays[f"{group}.inputs"] = np.array([measured.inputs], np.float32)
+        arrays[f"{group}.weights"] = np.array([measured.weights], np.float32)
+        if measured.columns is not None:
+            arrays[f"{group}.columns"] = measured.columns
+    if found.cache is not None:
+        arrays["cache"] = np.array([found.cache], np.float32)
+    return arrays
+
+
+def _ranges(content: bytes) -> LayerRanges:
+    from llmcompile.calibration.measuring import LayerRanges
+
+    arrays = load(content)
+    linears = {
+        group: Measured(
+            float(arrays[f"{group}.inputs"][0]), float(arrays[f"{group}.weights"][0]), arrays.get(f"{group}.columns")
+        )
+        for group in GROUPS
+        if f"{group}.inputs" in arrays
+    }
+    return LayerRanges(linears, float(arrays["cache"][0]) if "cache" in arrays else None)
+
+
+def _record(samples: Samples, ranges: Ranges) -> records.Calibration:
+    count, length = samples.tokens.shape
+    return records.Calibration(
+        data=samples.name,
+        sha256=samples.sha256,
+        samples=count,
+        tokens=length,
+        inputs={f"{layer}.{group}": measured.inputs for (layer, group), measured in ranges.linears.items()},
+        weights={f"{layer}.{group}": measured.weights for (layer, group), measured in ranges.linears.items()},
+        cache={str(layer): value for layer, value in ranges.cache.items()},
+    )

@@ -1,0 +1,132 @@
+"""The ranges that calibration should have found: measured again, by the whole model at once and by names of its own.
+
+Written apart from the code that calibrates. It runs transformers' model in one piece and looks at what goes into its
+linear layers, on as many of the samples as can be afforded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from llmcompile.errors import Problem
+from llmcompile.validation.tensorrt_llm.scales import Scales, Single
+
+_GROUPS = (
+    ("attn.qkv", re.compile(r"\.(q_proj|k_proj|v_proj|qkv_proj|c_attn|query_key_value|Wqkv)$")),
+    ("mlp.in", re.compile(r"\.(gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h|w1|w2)$")),
+    ("mlp.down", re.compile(r"(\.(down_proj|fc2|fc_out|dense_4h_to_h)|mlp\.c_proj)$")),
+    ("attn.o", re.compile(r"(\.(o_proj|out_proj|dense)|attn\.c_proj)$")),
+)
+"""Where linear layers are in transformers' models, by the end of their path; the first that fits."""
+_NUMBER = re.compile(r"\.(\d+)\.")
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w2"))
+"""Layers that TensorRT-LLM joins, so that they have one scale."""
+_STEPS: Mapping[str, float] = {"FP8": 448.0, "W4A8_AWQ": 448.0, "W8A8_SQ_PER_CHANNEL": 127.0}
+_CACHE_STEPS: Mapping[str, float] = {"INT8": 127.0, "FP8": 448.0}
+_SLACK = 2e-3
+"""Relative; float32 adds in another order when the model runs in other batches."""
+_CALIBRATE = "convert the model again, with the data it was calibrated on"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the scales were measured on.
+
+    Attributes:
+        tokens: Shape (samples, length), int64.
+        cache_measured: Whether the scale of an FP8 cache is measured too, and not one.
+    """
+
+    tokens: Tensor
+    cache_measured: bool
+
+
+@dataclass
+class Seen:
+    """What went through a model: (layer, group) -> largest magnitude of each input channel; layer -> of q, k and v."""
+
+    inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    cache: dict[int, float] = field(default_factory=dict)
+
+    def watch(self, model: nn.Module) -> None:
+        """Look at every linear layer of a model when it runs."""
+        for path, module in model.named_modules():
+            place = place_of(path)
+            if place is None or isinstance(module, nn.Embedding) or not hasattr(module, "weight"):
+                continue
+            module.register_forward_pre_hook(self._input(place))
+            if place[1] == "attn.qkv":
+                module.register_forward_hook(self._output(place[0]))
+
+    def _input(self, place: tuple[int, str]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            largest = arguments[0].abs().flatten(0, -2).amax(0)
+            before = self.inputs.get(place)
+            self.inputs[place] = largest if before is None else torch.maximum(before, largest)
+
+        return look
+
+    def _output(self, layer: int) -> Callable[[nn.Module, object, Tensor], None]:
+        def look(module: nn.Module, arguments: object, output: Tensor) -> None:
+            self.cache[layer] = max(self.cache.get(layer, 0.0), float(output.abs().amax()))
+
+        return look
+
+
+def place_of(path: str) -> tuple[int, str] | None:
+    """Layer and group of a linear layer by its path in transformers' model; None for anything else."""
+    number = _NUMBER.search(path)
+    group = next((name for name, ending in _GROUPS if ending.search(path) is not None), None)
+    return None if number is None or group is None else (int(number[1]), group)
+
+
+def siblings(name: str) -> tuple[str, ...]:
+    """The parameters that share a scale with the one called `name`, itself among them."""
+    for parts in _SIBLINGS:
+        for part in parts:
+            if name.endswith(f".{part}.weight"):
+                return tuple(name.replace(f".{part}.weight", f".{other}.weight") for other in parts)
+    return (name,)
+
+
+def scale_differences(
+    scales: Scales, seen: Seen, *, algorithm: str | None, cache: str | None, cache_measured: bool, whole: bool
+) -> Iterator[Problem]:
+    """Scales of activations and caches that are not those of what was seen.
+
+    Args:
+        scales: The checkpoint's.
+        seen: What went through the model.
+        algorithm: Recipe of the linear layers.
+        cache: Recipe of the cache.
+        cache_measured: As in `Calibration`.
+        whole: Whether all samples were seen; otherwise a scale may be larger, but no smaller.
+    """
+    for (layer, group), inputs_C in sorted(seen.inputs.items()):
+        if algorithm is None or algorithm not in _STEPS:
+            continue
+        columns = scales.columns(layer, group)
+        largest = float((inputs_C if columns is None else inputs_C * columns).amax())
+        yield from _unlike(scales.activations(layer, group), largest / _STEPS[algorithm], whole)
+    for layer, largest in sorted(seen.cache.items()):
+        if cache is None:
+            continue
+        wanted = largest / _CACHE_STEPS[cache]
+        if cache == "FP8":
+            wanted = max(1.0, wanted) if cache_measured else 1.0
+        yield from _unlike(scales.cache(layer), wanted, whole or (cache == "FP8" and not cache_measured))
+
+
+def _unlike(found: Iterator[Single], wanted: float, whole: bool) -> Iterator[Problem]:
+    wanted = wanted if wanted > 0 else 1.0
+    for single in found:
+        low, high = wanted * (1 - _SLACK), wanted * (1 + _SLACK) if whole else math.inf
+        if not (low <= single.value <= high and single.value < math.inf):
+            expected = f"{wanted:.6g}, as the model's activations are" if whole else f"{wanted:.6g} at least"
+            yield Problem(f"{single.name} in {single.file}", f"{single.value:.6g}", expected, _CALIBRATE)

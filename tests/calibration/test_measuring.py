@@ -1,0 +1,226 @@
+"""What is measured is what plain hooks on transformers' own model see; AWQ's search finds the best of what it tries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import models
+from llmcompile.architectures import lookup
+from llmcompile.calibration.layers import Layers
+from llmcompile.calibration.measuring import LayerRanges, measure_layer
+from llmcompile.errors import CheckpointError
+from llmcompile.ranges import GROUP_OF, Measurement, search_columns, smoothing_columns
+from llmcompile.validation.checks import StoredWeights
+
+LLAMA = {
+    "attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.o": ("self_attn.o_proj",),
+    "mlp.in": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+}
+GPT2 = {"attn.qkv": ("attn.c_attn",), "attn.o": ("attn.c_proj",), "mlp.in": ("mlp.c_fc",), "mlp.down": ("mlp.c_proj",)}
+NEOX = {
+    "attn.qkv": ("attention.query_key_value",),
+    "attn.o": ("attention.dense",),
+    "mlp.in": ("mlp.dense_h_to_4h",),
+    "mlp.down": ("mlp.dense_4h_to_h",),
+}
+TABLES: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
+    "llama_gqa": ("model.layers", LLAMA),
+    "gpt2": ("transformer.h", GPT2),
+    "gptneox": ("gpt_neox.layers", NEOX),
+}
+TOKENS = torch.arange(4 * 12).reshape(4, 12) * 5 % models.VOCAB
+
+
+def measured(folder: Path, family: str, measurement: Measurement, dtype: torch.dtype) -> list[LayerRanges]:
+    """Both layers, in batches of three samples and one."""
+    weights = StoredWeights([folder / "model.safetensors"])
+    layers = Layers(folder, weights)
+    architecture = lookup(json.loads((folder / "config.json").read_text()))
+    located = architecture.locate(weights.names())
+    groups: dict[str, str] = {}
+    for tensor in architecture.tensors:
+        group = GROUP_OF.get(tensor.roles[0].removesuffix(".weight"))
+        if group is not None:
+            groups |= {located[name]: group for layer in (0, 1) if (name := tensor.name_at(layer, None)) in located}
+    batches = [layers.embed(batch) for batch in (TOKENS[:3], TOKENS[3:])]
+    found = []
+    for layer in (0, 1):
+        after: list[Tensor] = []
+        arguments: dict[str, Any] = {"weights": weights, "group_of": groups.get, "measurement": measurement}
+        found.append(
+            measure_layer(layers, layer, batches, dtype=dtype, total_tokens=48, done=after.append, **arguments)
+        )
+        batches = after
+    return found
+
+
+def seen(family: str) -> tuple[dict[tuple[int, str], Tensor], dict[int, float]]:
+    """(layer, group) -> every input of its first linear layer, (tokens, C); layer -> largest of its q, k and v."""
+    model, (prefix, table) = models.build(family), TABLES[family]
+    inputs: dict[tuple[int, str], Tensor] = {}
+    cache: dict[int, float] = {0: 0.0, 1: 0.0}
+    for layer in (0, 1):
+        for group, names in table.items():
+            for name in names:
+                module = model.get_submodule(f"{prefix}.{layer}.{name}")
+
+                def look(module: Any, given: Any, output: Tensor, place: tuple[int, str] = (layer, group)) -> None:
+                    inputs[place] = given[0].flatten(0, -2)
+                    if place[1] == "attn.qkv":
+                        cache[place[0]] = max(cache[place[0]], float(output.abs().max()))
+
+                module.register_forward_hook(look)
+    with torch.inference_mode():
+        model(TOKENS)
+    return inputs, cache
+
+
+def matrix(family: str, layer: int, group: str, dtype: torch.dtype) -> np.ndarray[Any, Any]:
+    """The weights (out, in) of a group, one above the other, rounded."""
+    model, (prefix, table) = models.build(family), TABLES[family]
+    parts = []
+    for name in table[group]:
+        weight = model.get_parameter(f"{prefix}.{layer}.{name}.weight").detach().to(dtype).float()
+        parts.append(weight.T if family == "gpt2" else weight)
+    return torch.cat(parts).numpy()
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_ranges_are_those_of_the_model_in_one_piece(family: str, tmp_path: Path) -> None:
+    """Largest input, largest weight of the artifact's type, largest query, key or value: of every layer and group."""
+    folder = models.save(family, tmp_path)
+    inputs, cache = seen(family)
+
+    found = measured(folder, family, Measurement(cache=True), torch.bfloat16)
+
+    for (layer, group), x in inputs.items():
+        mine = found[layer].linears[group]
+        assert mine.inputs == pytest.approx(float(x.abs().max()), rel=1e-5)
+        assert mine.weights == float(np.abs(matrix(family, layer, group, torch.bfloat16)).max())
+        assert mine.columns is None
+    assert [one.cache for one in found] == pytest.approx([cache[0], cache[1]], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_smoothing_takes_ranges_of_channels(family: str, tmp_path: Path) -> None:
+    """Factors follow from each channel's largest input and weight; the group's figures are those after them."""
+    folder = models.save(family, tmp_path)
+    inputs, _ = seen(family)
+
+    found = measured(folder, family, Measurement(columns="smooth"), torch.float16)
+
+    for (layer, group), x in inputs.items():
+        mine, weights = found[layer].linears[group], np.abs(matrix(family, layer, group, torch.float16)).max(axis=0)
+        largest = x.abs().amax(0).numpy()
+        assert mine.columns is not None
+        assert np.allclose(mine.columns, smoothing_columns(largest, weights).astype(np.float16), rtol=2e-3)
+        assert mine.inputs == pytest.approx(float((largest * mine.columns).max()), rel=1e-4)
+        assert mine.weights == pytest.approx(float((weights / mine.columns).max()), rel=1e-6)
+        assert np.array_equal(mine.columns, mine.columns.astype(np.float16).astype(np.float32))
+
+
+def rounded(weights: np.ndarray[Any, Any], group: int) -> np.ndarray[Any, Any]:
+    """Int4 by groups, in plain numpy."""
+    grouped = weights.reshape(len(weights), -1, group)
+    scale = np.abs(grouped).max(axis=2, keepdims=True) / np.float32(7)
+    return (np.clip(np.rint(grouped / scale), -8, 7) * scale).reshape(weights.shape)
+
+
+def test_the_search_finds_the_least_error(tmp_path: Path) -> None:
+    """Of all exponents, the one whose rounded weights give outputs nearest to the unrounded ones."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    model = models.build("llama", config=sizes)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.input_layernorm.weight[:4] *= 40  # some channels matter more, as in trained models
+    model.save_pretrained(tmp_path)
+    x: dict[int, Tensor] = {}
+    for layer in (0, 1):
+        projection = model.model.layers[layer].self_attn.q_proj
+
+        def look(module: Any, given: Any, layer: int = layer) -> None:
+            x[layer] = given[0].flatten(0, -2)
+
+        projection.register_forward_pre_hook(look)
+    with torch.inference_mode():
+        model(TOKENS)
+
+    found = measured(tmp_path, "llama", Measurement(columns="search", group_size=32), torch.bfloat16)
+
+    for layer in (0, 1):
+        names = ("q_proj", "k_proj", "v_proj")
+        parts = [getattr(model.model.layers[layer].self_attn, name).weight for name in names]
+        weights = torch.cat(parts).detach().bfloat16().float().numpy()
+        seen_by = x[layer].numpy()
+        tried = [
+            torch.from_numpy(columns).bfloat16().float().numpy()
+            for columns in search_columns(np.abs(seen_by).mean(axis=0, dtype=np.float64).astype(np.float32))
+        ]
+        errors = [
+            float((((rounded(weights / columns, 32) * columns - weights) @ seen_by.T) ** 2).sum()) for columns in tried
+        ]
+        columns = found[layer].linears["attn.qkv"].columns
+        assert columns is not None
+        best = int(np.argmin(errors))
+        assert np.allclose(columns, tried[best], rtol=1e-2)
+        assert errors[best] < 0.9 * errors[0]
+
+
+def test_an_activation_that_is_no_number_is_an_error(tmp_path: Path) -> None:
+    """The layer and the group are named."""
+    model = models.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+    model.save_pretrained(tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"layer 1: mlp\.down: an activation that is NaN or infinite"):
+        measured(tmp_path, "llama", Measurement(), torch.float16)
+
+
+# nvidia-modelopt's figures
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "calibration" / "ranges.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the golden figures."""
+    return models.save(
+        "llama_gqa", tmp_path_factory.mktemp("model"), config={"hidden_size": 64, "intermediate_size": 96}
+    )
+
+
+def test_ranges_are_those_of_modelopt(small: Path) -> None:
+    """Largest inputs, and largest weights of the layers that share a scale, are the vendor's."""
+    found = measured(small, "llama_gqa", Measurement(), torch.float32)
+
+    for layer in (0, 1):
+        for group, names in LLAMA.items():
+            mine = found[layer].linears[group]
+            theirs = [f"model.layers.{layer}.{name}" for name in names]
+            largest = [GOLDEN["fp8"][f"{name}.input_amax"][0] for name in theirs]
+            assert largest == pytest.approx([mine.inputs] * len(names), rel=1e-5)
+            assert max(GOLDEN["fp8"][f"{name}.weight_amax"][0] for name in theirs) == mine.weights
+
+
+def test_smoothing_is_that_of_modelopt(small: Path) -> None:
+    """Factors of channels, and the largest input and weight after them."""
+    found = measured(small, "llama_gqa", Measurement(columns="smooth"), torch.float32)
+
+    for layer in (0, 1):
+        for group in ("attn.o", "mlp.down"):
+            mine, theirs = found[layer].linears[group], f"model.layers.{layer}.{LLAMA[group][0]}"
+            assert mine.columns is not None
+            assert np.allclose(mine.columns, GOLDEN["int8_sq"][f"{theirs}.pre_quant_scale"], rtol=1e-4)
+            assert mine.inputs == pytest.approx(GOLDEN["int8_sq"][f"{theirs}.input_amax"][0], rel=1e-4)
+            assert mine.weights == pytest.approx(max(GOLDEN["int8_sq"][f"{theirs}.weight_amax"]), rel=1e-4)

@@ -1,0 +1,395 @@
+"""Calibrated builds from end to end: every recipe, resumption, what is recorded, what is refused, memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import models
+from llmcompile.calibration.layers import Layers
+from llmcompile.checkpoint.headers import Stored
+from llmcompile.checkpoint.reader import Reader
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+WIDE = {
+    **dict.fromkeys(("n_embd", "n_inner", "hidden_size", "intermediate_size", "ffn_dim", "ffn_hidden_size"), 128),
+    **dict.fromkeys(("word_embed_proj_dim", "d_model"), 128),
+    "head_dim": 32,
+}
+"""Sizes that two ranks can hold in groups of 64."""
+FAMILIES = (
+    *("falcon_40b", "falcon_7b", "falcon_rw", "gemma", "gemma2", "gpt2", "gpt_bigcode", "gptj", "gptneox", "llama_gqa"),
+    *("bloom", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "starcoder2"),
+)
+RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+BEYOND_NORMS = ("qwen3",)
+"""Families without an INT8 cache."""
+
+
+def save(family: str, folder: Path, **config: Any) -> Path:
+    """A checkpoint wide enough for every recipe, in bfloat16."""
+    known = models.FAMILIES[family].config
+    sizes = {key: value for key, value in WIDE.items() if key in known}
+    return models.save(family, folder, dtype="bfloat16", config={**sizes, **config})
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens to calibrate on."""
+    path = tmp_path_factory.mktemp("data") / "tokens.jsonl"
+    numbers = np.random.default_rng(0).integers(0, models.VOCAB, (20, 33)).tolist()
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in numbers))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`model(family)` is a checkpoint, made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = save(family, tmp_path_factory.mktemp("model"))
+        return made[family]
+
+    return make
+
+
+def arguments(model: Path, data: Path, recipe: str, *more: object) -> tuple[object, ...]:
+    """The command without OUTPUT."""
+    groups = ("--group-size", 64) if "awq" in recipe else ()
+    calibration = ("--calib-dataset", data, "--calib-size", 12, "--calib-seq-len", 16)
+    start = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model)
+    return (*start, "--quantization", recipe, *groups, *calibration, *more)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_calibrated_and_validated(
+    family: str, model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Two ranks and one, recipe by recipe, with a cache of 8 bits: outputs and scales are the model's."""
+    for number, recipe in enumerate(RECIPES):
+        cache = "fp8" if family in BEYOND_NORMS else ("int8", "fp8")[number % 2]
+        command = arguments(model(family), data, recipe, "--kv-cache", cache, "--tp", 2 - number % 2)
+
+        result = run(*command, tmp_path / recipe)
+
+        assert result.code == 0, f"{recipe}: {result.err}"
+
+
+def test_stages_have_their_own_layers_scales(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Layer 0 of the second of two stages has the scales of the model's layer 1."""
+    command = arguments(model("llama_gqa"), data, "fp8", "--kv-cache", "int8")
+    run(*command, tmp_path / "one")
+
+    result = run(*command, "--pp", 2, tmp_path / "two")
+
+    assert result.code == 0, result.err
+    whole = load_file(tmp_path / "one" / "checkpoint" / "rank0.safetensors")
+    second = load_file(tmp_path / "two" / "checkpoint" / "rank1.safetensors")
+    layer = {name: value for name, value in second.items() if name.startswith("transformer.layers.0.")}
+    assert len([name for name in layer if name.endswith("scaling_factor")]) == 11
+    for name, value in layer.items():
+        assert torch.equal(value.view(torch.uint8), whole[name.replace("layers.0", "layers.1")].view(torch.uint8)), name
+
+
+def test_scales_of_fp8_are_the_largest_of_what_is_fused(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """One for q, k and v, the same for fc and gate, each 1 / 448 of the largest weight; float32 on every rank."""
+    run(*arguments(model("llama_gqa"), data, "fp8", "--tp", 2), tmp_path / "out")
+
+    weights = load_file(model("llama_gqa") / "model.safetensors")
+    ranks = [load_file(tmp_path / "out" / "checkpoint" / f"rank{rank}.safetensors") for rank in (0, 1)]
+    for layer in (0, 1):
+        parts = {"attention.qkv": "qkv", "attention.dense": "o"}
+        for module, letters in parts.items():
+            largest = max(
+                float(weights[f"model.layers.{layer}.self_attn.{letter}_proj.weight"].abs().max()) for letter in letters
+            )
+            for rank in ranks:
+                found = rank[f"transformer.layers.{layer}.{module}.weights_scaling_factor"]
+                assert (found.dtype, found.tolist()) == (torch.float32, [float(np.float32(largest) / np.float32(448))])
+        gated = [f"transformer.layers.{layer}.mlp.{name}.weights_scaling_factor" for name in ("fc", "gate")]
+        assert ranks[0][gated[0]].tolist() == ranks[0][gated[1]].tolist()
+
+
+def test_an_fp8_cache_is_never_scaled_below_one(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """As the vendor's exporter; and releases that take 1 whatever is stored get 1."""
+    for version in ("0.13.0", "1.2.1"):
+        run(
+            *arguments(model("llama_gqa"), data, "fp8", "--kv-cache", "fp8", "--trtllm-version", version),
+            tmp_path / version,
+        )
+
+        ranks = load_file(tmp_path / version / "checkpoint" / "rank0.safetensors")
+        found = [ranks[f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"].tolist() for layer in (0, 1)]
+        assert found == [[1.0], [1.0]]
+
+
+def test_what_was_measured_is_in_the_manifest(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """The data's hash, how much of it, and every range; nothing of the work is left in the artifact."""
+    result = run(*arguments(model("gpt2"), data, "int8_sq", "--kv-cache", "int8"), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]
+    assert (record["data"], record["samples"], record["tokens"]) == ("tokens.jsonl", 12, 16)
+    groups = ("attn.qkv", "attn.o", "mlp.in", "mlp.down")
+    assert (
+        set(record["inputs"]) == set(record["weights"]) == {f"{layer}.{group}" for layer in (0, 1) for group in groups}
+    )
+    ranks = load_file(tmp_path / "out" / "checkpoint" / "rank0.safetensors")
+    scale = ranks["transformer.layers.1.mlp.proj.activation_scaling_factor"]
+    assert float(scale) == float(np.float32(record["inputs"]["1.mlp.down"]) / np.float32(127))
+    cache = ranks["transformer.layers.0.attention.kv_cache_scaling_factor"]
+    assert float(cache) == float(np.float32(record["cache"]["0"]) / np.float32(127))
+    assert not (tmp_path / "out" / "calibration").exists()
+
+
+def test_a_text_is_calibrated_on_with_the_models_tokenizer(run: Run, tmp_path: Path) -> None:
+    """Without --calib-dataset it is a short one of our own, and the summary says so."""
+    folder = save("gpt2", tmp_path / "model")
+    models.add_tokenizer(folder)
+
+    result = run(
+        "build", "trtllm", "--stop-after", "checkpoint", "-m", folder, "--quantization", "fp8", tmp_path / "out"
+    )
+
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]["data"] == "a built-in text"
+    assert "give --calib-dataset a text like yours" in result.out
+
+
+# Interruption
+
+
+class Stopped(BaseException):
+    """What ends a run in the middle."""
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int4_awq"])
+@pytest.mark.parametrize("stop", [0, 1])
+def test_a_stopped_calibration_goes_on_at_its_layer(
+    recipe: str,
+    stop: int,
+    model: Callable[[str], Path],
+    data: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers that were measured are not run again, and the artifact is that of one run."""
+    command = arguments(model("llama_gqa"), data, recipe, "--no-validate")
+    run(*command, tmp_path / "whole")
+    ran: list[int] = []
+    original = Layers.run
+
+    def watched(self: Layers, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        if layer == stop and len(ran) < 100:
+            raise Stopped
+        ran.append(layer)
+        return original(self, layer, hidden)
+
+    monkeypatch.setattr(Layers, "run", watched)
+    with pytest.raises(Stopped):
+        run(*command, tmp_path / "out")
+    ran[:] = [-1] * 100
+
+    result = run(*command, "--resume", tmp_path / "out")
+
+    assert result.code == 0, result.err
+    assert set(ran[100:]) == set(range(stop, 2))
+    assert (f"; {stop} are kept" in result.err) == (stop > 0)
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path
+
+
+def test_damaged_states_are_not_trusted(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states that changed on the disk are computed again, from the first layer on."""
+    command = arguments(model("llama_gqa"), data, "fp8", "--no-validate")
+    run(*command, tmp_path / "whole")
+    original = Layers.run
+    with monkeypatch.context() as patch:
+
+        def stopped(self: Layers, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            if layer == 1:
+                raise Stopped
+            return original(self, layer, hidden)
+
+        patch.setattr(Layers, "run", stopped)
+        with pytest.raises(Stopped):
+            run(*command, tmp_path / "out")
+    states = tmp_path / "out.partial" / "calibration" / "states-1"
+    content = bytearray(states.read_bytes())
+    content[100] ^= 255
+    states.write_bytes(content)
+
+    result = run(*command, "--resume", tmp_path / "out")
+
+    assert result.code == 0, result.err
+    name = "checkpoint/rank0.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_other_data_are_another_job(model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path) -> None:
+    """A work directory of other tokens is not gone on with."""
+    other = Path(shutil.copy(data, tmp_path / "other.jsonl"))
+    other.write_text(other.read_text().replace("1", "2"))
+    partial = tmp_path / "out.partial"
+    run(*arguments(model("gpt2"), data, "fp8", "--dtype", "float16", "--no-validate"), tmp_path / "made")
+    partial.mkdir()
+    manifest = {"job": {"llmcompile": "another"}}
+    (partial / ".journal").write_text(json.dumps(manifest) + "\n")
+
+    result = run(*arguments(model("gpt2"), other, "fp8"), "--resume", tmp_path / "out")
+
+    assert result.code == 8
+    assert "calibration.sha256 was null" in result.err
+
+
+# Refusals and plans
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--quantization", "w8a16"), 4, "--calib-dataset: given for --quantization w8a16, which needs no data"),
+        (("--quantization", "fp8", "--dtype", "float32"), 2, "float16 or bfloat16"),
+        (("--quantization", "fp8", "--calib-size", 0), 2, "--calib-size"),
+        (("--quantization", "int4_awq"), 5, "64 inputs / 128 = 0.50"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    more: tuple[object, ...], code: int, words: str, data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Each with its exit code, and no work directory."""
+    folder = models.save("llama", tmp_path / "model", dtype="bfloat16", config={"hidden_size": 64})
+    command = ("build", "trtllm", "--stop-after", "checkpoint", "-m", folder, "--calib-dataset", data)
+
+    result = run(*command, *more, tmp_path / "out")
+
+    assert (result.code, words in result.err) == (code, True), result.err
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.csv", ".jsonl"), ("missing.txt", "No such file")])
+def test_a_dry_run_looks_at_the_data(
+    name: str, words: str, model: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    """Its name and its first record, with exit code 2."""
+    if name.endswith("csv"):
+        (tmp_path / name).write_text("a")
+
+    result = run(*arguments(model("gpt2"), tmp_path / name, "fp8"), "--dry-run", tmp_path / "out")
+
+    assert (result.code, words in result.err) == (2, True), result.err
+
+
+def test_a_model_without_tokenizer_needs_tokens(model: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    """Exit code 3 before anything is written."""
+    command = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model("gpt2"), "--quantization", "fp8")
+
+    result = run(*command, tmp_path / "out")
+
+    assert (result.code, "input_ids" in result.err) == (3, True), result.err
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_plan_says_what_calibration_takes(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Samples, layers, memory, disk: known before any work."""
+    command = arguments(model("llama_gqa"), data, "int4_awq")
+
+    result = run(*command, "--dry-run", tmp_path / "out")
+
+    assert result.code == 0, result.err
+    assert "on at most 12 samples of 16 tokens, layer by layer: 2 layers" in result.out + result.err
+    assert "of disk for hidden states" in result.out + result.err
+
+
+def test_too_little_memory_is_said(model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path) -> None:
+    """Exit code 10, with what would need less."""
+    command = arguments(model("llama_gqa"), data, "fp8", "--no-validate", "--max-memory", "300MB")
+
+    result = run(*command, tmp_path / "out")
+
+    assert result.code == 10
+    assert "needed to calibrate" in result.err
+    assert "--calib-seq-len" in result.err
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq"])
+def test_metas_files_are_calibrated_by_their_own_names(recipe: str, data: Path, run: Run, tmp_path: Path) -> None:
+    """Transformers' LLaMA runs on params.json and consolidated files, whose rows of q and k are in another order."""
+    model, numbers = tmp_path / "model", torch.Generator().manual_seed(0)
+    model.mkdir()
+    hidden, inner = 32, 48
+    shapes = {"tok_embeddings": (models.VOCAB, hidden), "output": (models.VOCAB, hidden)}
+    for layer in (0, 1):
+        shapes |= {f"layers.{layer}.attention.w{letter}": (hidden, hidden) for letter in "qo"}
+        shapes |= {f"layers.{layer}.attention.w{letter}": (hidden // 2, hidden) for letter in "kv"}
+        shapes |= {f"layers.{layer}.feed_forward.w{number}": (inner, hidden) for number in "13"}
+        shapes |= {f"layers.{layer}.feed_forward.w2": (hidden, inner)}
+    tensors = {f"{name}.weight": torch.randn(shape, generator=numbers) / 2 for name, shape in shapes.items()}
+    norms = ["norm", *(f"layers.{layer}.{part}_norm" for layer in (0, 1) for part in ("attention", "ffn"))]
+    tensors |= {f"{name}.weight": torch.rand(hidden, generator=numbers) + 0.5 for name in norms}
+    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, model / "consolidated.00.pth")
+    params = {"dim": hidden, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": models.VOCAB, "norm_eps": 1e-5}
+    (model / "params.json").write_text(json.dumps({**params, "hidden_dim": inner}))
+    command = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model, "--calib-dataset", data, "--tp", 2)
+
+    result = run(*command, "--kv-cache", "int8", "--quantization", recipe, tmp_path / "out")
+
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]
+    assert set(record["cache"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "int4_awq"])
+def test_one_matrix_is_in_memory_at_a_time(
+    recipe: str, data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many layers there are: of what was read, never more lives than the largest matrix and a norm."""
+    folder = save("llama_gqa", tmp_path / "model", num_hidden_layers=5)
+    live, most = {"bytes": 0}, [0]
+    original = Reader.read
+
+    def counted(self: Reader, stored: Stored) -> Any:
+        bits = original(self, stored)
+        live["bytes"] += stored.size_bytes
+        most[0] = max(most[0], live["bytes"])
+
+        def gone() -> None:
+            live["bytes"] -= stored.size_bytes
+
+        weakref.finalize(bits, gone)
+        return bits
+
+    monkeypatch.setattr(Reader, "read", counted)
+
+    result = run(*arguments(folder, data, recipe, "--no-validate"), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    assert live["bytes"] == 0
+    assert 0 < most[0] <= 2 * (128 * 128 + 128)
