@@ -133,6 +133,8 @@ def _model(
     """The model, and names of weights that the checkpoint lacks."""
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # ModernBERT calls torch.compile where it can
+    if auto_class not in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):
+        config.use_cache = False
     settings: dict[str, Any] = {
         "config": config,
         "local_files_only": True,

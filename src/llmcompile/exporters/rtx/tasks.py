@@ -35,6 +35,8 @@ ENCODER_DECODERS = frozenset({"bart", "mt5", "t5"})
 """Model types with encoder and decoder that were tried."""
 _HEADS: tuple[tuple[str, str], ...] = (
     ("ForMaskedLM", "fill-mask"),
+    ("ForPreTraining", "fill-mask"),
+    ("ForNextSentencePrediction", "feature-extraction"),
     ("ForSequenceClassification", "text-classification"),
     ("ForTokenClassification", "token-classification"),
     ("ForQuestionAnswering", "question-answering"),
@@ -91,19 +93,20 @@ def positions(config: Mapping[str, Any]) -> int | None:
 
 def refusals(config: Mapping[str, Any], task: str) -> Iterator[Problem]:
     """Why a model cannot be exported, as far as config.json tells."""
-    kind = str(config.get("model_type", "unknown"))
+    kind, named = str(config.get("model_type", "unknown")), config.get("architectures")
+    label = str(named[0]) if isinstance(named, list) and len(named) > 0 else kind
     experts = [config.get(name) for name in _EXPERTS]
     if any(isinstance(count, int) and count > 1 for count in experts):
         found = "sends each token to some of its experts: which ones run depends on values, and ONNX has no such graph"
-        yield Problem(kind, found, "a dense model", "llmcompile build trtllm")
+        yield Problem(label, found, "a dense model", "llmcompile build trtllm")
     if kind == "falcon" and config.get("alibi") is True:
         found = "ALiBi, which transformers computes in bfloat16 whatever the model's type, and adds twice"
-        yield Problem(kind, found, "a Falcon with rotary positions", "llmcompile build trtllm")
+        yield Problem(label, found, "a Falcon with rotary positions", "llmcompile build trtllm")
     if "quantization_config" in config:
-        yield Problem(kind, "quantized weights", "a float checkpoint", "use the model it was quantized from")
+        yield Problem(label, "quantized weights", "a float checkpoint", "use the model it was quantized from")
     if task in ENCODER_TASKS and kind == "nystromformer":
         found = "cuts sequences into segments whose number is fixed when it is traced"
-        yield Problem(kind, found, "a model that takes sequences of any length", "llmcompile export neuron")
+        yield Problem(label, found, "a model that takes sequences of any length", "llmcompile export neuron")
 
 
 def tried(kind: str, task: str) -> bool:
