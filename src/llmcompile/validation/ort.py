@@ -14,8 +14,8 @@ from torch import Tensor
 from llmcompile import onnx_model
 from llmcompile.errors import MismatchError
 
-_ERRORS_ONLY = 3
-"""Severity of what ONNX Runtime prints."""
+_FATAL_ONLY = 4
+"""Severity of what ONNX Runtime prints; its errors come as exceptions too."""
 _FOLDER = "session.model_external_initializers_file_folder_path"
 """Where tensors of a graph lie that is not read from a file. Source: microsoft/onnxruntime@v1.20:
 include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h."""
@@ -40,8 +40,9 @@ class Session:
         Raises:
             MismatchError: It is no graph that ONNX Runtime takes.
         """
+        self._name = path.name
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         options.use_deterministic_compute = True
         # Rewritten graphs could round less often than the file says.
@@ -66,7 +67,12 @@ class Session:
         """
         kinds = {each.name: each.type for each in self._session.get_inputs()}
         feed = {name: _array(given[name], kind) for name, kind in kinds.items()}
-        found = self._session.run(None, feed)
+        try:
+            found = self._session.run(None, feed)
+        except Exception as error:  # as above
+            shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in feed.items())
+            text = str(error).strip().splitlines()[0]
+            raise MismatchError(self._name, f"does not run for {shapes}: {text}", "a graph for all shapes") from error
         names = [each.name for each in self._session.get_outputs()]
         return {name: torch.from_numpy(np.array(values)).float() for name, values in zip(names, found, strict=True)}
 

@@ -165,7 +165,8 @@ def _encoder(source: Source, task: str) -> Network:
     examples = {name: _ids(*axes) if name != "token_type_ids" else _ids(*axes) * 0 for name in names}
     module = _Encoder(model, source.pooler)
     with torch.no_grad():
-        module(*examples.values())
+        # Of another length than the example's: ESM keeps the tables of the last length it saw, and the graph would too.
+        module(*(torch.cat([example, example[..., :1]], -1) for example in examples.values()))
     inputs = tuple(Given(name, example, axes) for name, example in examples.items())
     return Network(name=MODEL, module=module, inputs=inputs, outputs=module.names)
 
