@@ -143,6 +143,10 @@ def _model(
         "ignore_mismatched_sizes": True,  # reported below, by name
         "dtype" if hasattr(config, "dtype") else "torch_dtype": TORCH[dtype],  # torch_dtype before 4.56
     }
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        settings["attn_implementation"] = (
+            "eager"  # the fused kind has no place for a cap of the scores, and leaves it out
+        )
     try:
         model, found = auto_class.from_pretrained(root, **settings)
     except Exception as error:  # a bad size, a damaged file and a faulty class each raise what they like
