@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 from llmcompile.errors import CheckpointError, UnsupportedError
-from llmcompile.exporters.rtx import source
+from llmcompile.exporters.rtx import export, networks, source
 
 
 def test_a_cap_of_scores_is_not_left_out(tmp_path: Path) -> None:
@@ -60,3 +60,14 @@ def test_a_pooler_that_was_not_saved_is_no_output(tmp_path: Path) -> None:
         source.load(folder, "token-classification", "fp32")
     with pytest.raises(UnsupportedError, match="text-generation of a t5"):
         source.load(models.save("t5", tmp_path / "t5"), "text-generation", "fp32")
+
+
+def test_a_model_that_looks_at_its_values_is_refused(tmp_path: Path) -> None:
+    """BART does in fp16 alone, which the hint says; nothing is printed by torch."""
+    loaded = source.load(models.save("bart", tmp_path / "model"), "text2text-generation", "fp16")
+    network = next(networks.networks(loaded, "text2text-generation", all_logits=False))
+
+    with pytest.raises(UnsupportedError) as caught:
+        export.export(network, tmp_path / "model.onnx", opset=21)
+
+    assert caught.value.problems[0].hint == "--dtype bf16, or fp32"

@@ -21,6 +21,8 @@ PREFIX = "llmcompile::"
 """What names at the border of an exported graph begin with: torch.onnx gives a value inside the graph the same name as
 an output without a word, and no value inside is called this. `rewrite` takes it away."""
 
+_LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes")
+
 
 def export(network: Network, path: Path, *, opset: int) -> None:
     """Write the graph of a network, with its weights in a file beside it.
@@ -50,11 +52,13 @@ def export(network: Network, path: Path, *, opset: int) -> None:
         except Exception as error:  # whatever a model's own code, or torch, raises when it is traced
             cause = error if error.__cause__ is None else error.__cause__
             reason = first_line(cause if isinstance(cause, Exception) else error)
+            short = any(weight.dtype == torch.float16 for weight in network.module.parameters())
             raise UnsupportedError(
                 type(getattr(network.module, "of", network.module)).__name__,
                 f"torch.onnx cannot export it ({reason})",
                 "a model whose control flow does not depend on its values",
-                "docs/formats/tensorrt-rtx.md has the models that were tried",
+                # BART's code looks for infinities in fp16 alone.
+                "--dtype bf16, or fp32" if short else "docs/formats/tensorrt-rtx.md has the models that were tried",
             ) from error
 
 
@@ -89,11 +93,13 @@ def _grouped(inputs: Sequence[Given]) -> Iterator[tuple[bool, list[Given]]]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Keep torch.onnx, and torch.export when it fails, from printing."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
