@@ -24,6 +24,10 @@ run llmcompile partition ft --model "$out/tiny-llama" --tp 2 --dtype fp16 "$out/
 run llmcompile build trtllm --model "$out/tiny-llama" --tp 2 --quantization w8a16 --wo-layout sm80 \
     --stop-after checkpoint "$out/tiny-llama-trtllm" --force
 
+# TensorRT for RTX: exported, executed in ONNX Runtime, built for GPUs that are not here.
+run llmcompile build tensorrt-rtx --model "$out/all-MiniLM-L6-v2" --dtype fp16 "$out/minilm-rtx" --force
+run llmcompile build tensorrt-rtx --model "$out/tiny-llama" --dtype fp16 --quantization int8 "$out/tiny-llama-rtx" --force
+
 # Neuron: lowered, checked, executed on CPU; compiled where neuronx-cc is.
 shapes="--batch_size 1 --sequence_length 128"
 neuron="export neuron --via xla --stop-after lower --force --quiet"
@@ -51,6 +55,7 @@ run llmcompile lint "$out/tiny-llama-lmi"
 run llmcompile verify "$out/minilm-ft"
 run llmcompile verify "$out/tiny-llama-ft"
 run llmcompile verify "$out/tiny-llama-trtllm"
+run llmcompile verify --deep "$out/minilm-rtx"
 run llmcompile verify --deep "$out/minilm-neuron"
 run llmcompile verify --deep "$out/tiny-llama-neuron-4"
 run llmcompile verify --deep "$out/tiny-llama-neuron-lmi-split"

@@ -30,6 +30,7 @@ _VARYING = (
         rf"memory {_NUMBER} \w+ to convert with \d+ workers, about {_NUMBER} \w+ to validate, of {_NUMBER} \w+",
         "memory ...",
     ),
+    (rf"memory about {_NUMBER} \w+ to export, .*; disk", "memory ...; disk"),
     (rf"of {_NUMBER} \w+ free", "of ... free"),
     (r"\d+ (?:copied|linked|shared)(?:, \d+ (?:copied|linked|shared))*", "..."),  # by the file system
     (rf"(max abs|expected|found|difference|limit|divergence|as large as|atol|rtol) {_NUMBER}", r"\1 ..."),

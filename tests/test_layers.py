@@ -19,6 +19,7 @@ LAYERS = {
     "environment": 0,
     "checkpoint": 1,
     "hlo": 1,
+    "onnx_model": 1,
     "transforms": 1,
     "architectures": 2,
     "quantization": 2,
@@ -37,7 +38,7 @@ LAYERS = {
 }
 """`environment` imports nothing of ours; only the pipeline and the command line import it."""
 FILES = sorted(SOURCE.rglob("*.py"))
-HEAVY = ("torch", "transformers", "numpy", "safetensors", "huggingface_hub", "jax")
+HEAVY = ("torch", "transformers", "numpy", "safetensors", "huggingface_hub", "jax", "onnx", "onnxruntime")
 """pydantic is not among them, since newer releases of typer import it themselves; our models stay behind the last."""
 
 
@@ -88,10 +89,10 @@ def test_the_environment_is_for_the_pipeline_and_the_command_line() -> None:
 
 
 def test_validation_knows_neither_exporters_nor_architectures() -> None:
-    """It cannot repeat the mistakes of the code that wrote the files; `hlo` is a format, as safetensors is."""
+    """It cannot repeat the mistakes of the code that wrote the files; `hlo` and `onnx_model` are formats."""
     found = {name[0] for path in (SOURCE / "validation").rglob("*.py") for name in ours(path)}
 
-    assert found <= {"validation", "errors", "dtypes", "hlo"}
+    assert found <= {"validation", "errors", "dtypes", "hlo", "onnx_model"}
 
 
 def test_the_executor_knows_only_errors() -> None:
@@ -120,6 +121,23 @@ def test_only_the_hub_module_uses_the_network() -> None:
     assert importers == {"checkpoint/hub.py"}
 
 
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("onnx", {"onnx_model.py"}),
+        ("onnxruntime", {"validation/ort.py"}),
+        ("onnxscript", set()),
+        ("tensorrt_rtx", set()),
+        ("tensorrt_rtx_bindings", set()),
+    ],
+)
+def test_a_package_of_the_extra_rtx_is_imported_in_one_file(package: str, home: set[str]) -> None:
+    """The builder's is imported by name, in a process of its own; torch.onnx imports onnxscript."""
+    importers = {str(p.relative_to(SOURCE)) for p in FILES if any(m.split(".")[0] == package for m in modules(p))}
+
+    assert importers == home
+
+
 def test_click_is_typers_business() -> None:
     """Typer carries its own, so nothing of ours imports click."""
     assert [path for path in FILES if any(module.split(".")[0] == "click" for module in modules(path))] == []
@@ -144,6 +162,7 @@ COMMANDS = [
     ["partition", "ft"],
     ["build"],
     ["build", "trtllm"],
+    ["build", "tensorrt-rtx"],
     ["export"],
     ["export", "neuron"],
     ["verify"],

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmcompile import __version__
-from llmcompile.cli import neuron_lines, serving_lines
+from llmcompile.cli import neuron_lines, rtx_lines, serving_lines
 from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from llmcompile.exporters.neuron.options import NeuronOptions
     from llmcompile.exporters.options import BuildOptions
     from llmcompile.exporters.processes import Line
+    from llmcompile.exporters.rtx.options import RtxOptions
     from llmcompile.exporters.trtllm.options import TrtllmOptions
     from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.packaging.manifest import Engine, Manifest, PackageManifest, Validation
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from llmcompile.pipeline import Job, Report, Start
     from llmcompile.pipeline.neuron import Export, Lowering
     from llmcompile.pipeline.packaging import PackageOptions, Packaging, Packed, Shortcut
+    from llmcompile.pipeline.rtx import Build
     from llmcompile.validation.checks import Finding
 
 REPORT_SCHEMA_VERSION = 1
@@ -69,6 +71,7 @@ class Console:
         self.start: Start | None = None
         self.export_plan: Export | None = None
         self.lowering_plan: Lowering | None = None
+        self.rtx_plan: Build | None = None
         self._live: Status | None = None
         self._progress: str | None = None
         self._dry_run = False
@@ -198,6 +201,30 @@ class Console:
         assert manifest.neuron is not None
         rows = neuron_lines.rows(manifest, self.report, _took(self.report), _size)
         self._finish(rows, neuron_lines.kind(manifest.neuron), options.build)
+
+    def build_rtx(self, options: RtxOptions) -> None:
+        """Plan and, unless this is a dry run, export, validate and build for TensorRT for RTX."""
+        from llmcompile.pipeline import rtx
+        from llmcompile.writing import work_path
+
+        self._dry_run = options.build.dry_run
+        plan = self.rtx_plan = rtx.prepare_build(options, self.report)
+        lines = rtx_lines.plan_lines(plan, _size)
+        if options.build.dry_run:
+            self._show_lines(lines, failed=plan.errors != ())
+            rtx.refuse_build(plan)
+            return
+        rtx.refuse_build(plan)
+        for line in lines:
+            self.say("plan", line)
+        self._resumable = work_path(options.build.output)
+        rtx.make(plan, self, self.report)
+        self._settle()
+        manifest = self.report.manifest
+        assert manifest is not None
+        assert manifest.rtx is not None
+        rows = rtx_lines.rows(manifest, self.report, _took(self.report), _size)
+        self._finish(rows, rtx_lines.kind(manifest.rtx), options.build)
 
     def list_tasks(self, model: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> None:
         """Print what a model can be exported for, and by which way."""
@@ -575,6 +602,8 @@ class Console:
             return _start_json(self.start)
         if self.export_plan is not None:
             return neuron_lines.plan_json(self.export_plan)
+        if self.rtx_plan is not None:
+            return rtx_lines.plan_json(self.rtx_plan)
         return None if self.job is None else _plan_json(self.job)
 
     def _result(self, text: str) -> None:
@@ -984,10 +1013,12 @@ def _took(report: Report, *parts: str) -> str:
     shown = {
         "calibrate": "calibrating",
         "lower": "lowering",
+        "export": "exporting",
         "validate": "validating",
         "engine": "building",
         "run": "running the engine",
         "compile": "compiling",
+        "build": "building",
     }
     of = [*parts, *(f"{words} {report.stages[name]:.1f} s" for name, words in shown.items() if name in report.stages)]
     spent = f"{sum(report.stages.values()):.1f} s" + (f" ({', '.join(of)})" if of != [] else "")
@@ -1061,12 +1092,16 @@ def _artifact_line(manifest: Manifest) -> str:
     """What is inside, in a line."""
     options = manifest.options
     words = [
-        {"ft": "FasterTransformer", "trtllm": "TensorRT-LLM", "neuron": "Neuron"}[manifest.backend],
+        {"ft": "FasterTransformer", "trtllm": "TensorRT-LLM", "neuron": "Neuron", "tensorrt-rtx": "TensorRT for RTX"}[
+            manifest.backend
+        ],
         f"{manifest.model.architecture} from {manifest.source.model}",
         *(f"{name} {options[name]}" for name in ("tp", "pp", "dtype", "quantization") if options.get(name) is not None),
     ]
     if manifest.neuron is not None:
         words.append(f"{manifest.neuron.task}, {neuron_lines.kind(manifest.neuron)}, layout {manifest.neuron.layout}")
+    if manifest.rtx is not None:
+        words.append(f"{manifest.rtx.task}, {rtx_lines.kind(manifest.rtx)}")
     if manifest.engine is not None:
         words.append(f"engine of TensorRT-LLM {manifest.engine.tensorrt_llm} for {manifest.engine.gpu}")
     return f"     {' · '.join(words)}"

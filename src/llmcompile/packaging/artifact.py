@@ -117,6 +117,10 @@ def open_artifact(path: Path) -> Artifact:
         if isinstance(manifest, records.PackageManifest):
             found = f"a package already, for {manifest.package.target}"
             raise CheckpointError(str(path), found, "an artifact", "package the artifact it was made from")
+        if manifest.rtx is not None:
+            found = "an artifact for TensorRT for RTX, which no server here loads"
+            hint = "serve OUTPUT/onnx with ONNX Runtime, or the engine with TensorRT for RTX"
+            raise CheckpointError(str(path), found, "an artifact of another backend", hint)
         return _of_ours(path, manifest, tree)
     if "config.json" not in tree.files:
         raise CheckpointError(

@@ -176,12 +176,60 @@ class Neuron(_Strict):
     environment_flags: tuple[str, ...] = Field(description="Those that came from NEURON_CC_FLAGS.")
 
 
+class RtxValue(_Strict):
+    """A tensor at the border of an ONNX graph; an axis is a number, or the name of a size known at run time."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class RtxProfile(_Strict):
+    """One way a graph is used: of every input the least, the best and the most shape."""
+
+    name: str
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+class RtxGraph(_Strict):
+    """An ONNX graph, and the engine that was built of it: an engine cannot be asked where there is no GPU."""
+
+    name: str
+    onnx: str | None = Field(description="Path of the graph in the artifact; null where it was not kept.")
+    onnx_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the file the engine was built of.")
+    weights_sha256: str | None = Field(description="Of the file of weights beside it; null where there is none.")
+    inputs: tuple[RtxValue, ...]
+    outputs: tuple[RtxValue, ...]
+    profiles: tuple[RtxProfile, ...]
+    engine: str | None = Field(description="Path of the engine; null for an ONNX model alone.")
+    engine_sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Rtx(_Strict):
+    """What an artifact for TensorRT for RTX is for, and what it was made by."""
+
+    task: str
+    status: Literal["onnx", "built"]
+    executed: Literal["built, not executed"] | None = Field(
+        description="Whether the engine was run; null for an ONNX model alone, which was."
+    )
+    dtype: str
+    quantization: str | None
+    quantized: tuple[str, ...] = Field(description="Weights that are quantized, by the model's names.")
+    float32: tuple[str, ...] = Field(description="Weights that transformers keeps in float32 whatever the dtype.")
+    opset: int
+    graphs: tuple[RtxGraph, ...]
+    compute_capabilities: tuple[int, ...] = Field(description="GPUs the engine is for; empty without one.")
+    tensorrt_rtx: str | None = Field(description="Release that built the engine, and alone runs it.")
+    weight_streaming: bool
+
+
 class Manifest(_Strict):
     """The record of one artifact."""
 
     schema_version: Literal[1] = 1
     tool: Tool
-    backend: Literal["ft", "trtllm", "neuron"]
+    backend: Literal["ft", "trtllm", "neuron", "tensorrt-rtx"]
     source: Source
     model: Model
     options: Mapping[str, bool | int | float | str | None]
@@ -195,6 +243,7 @@ class Manifest(_Strict):
     engine: Engine | None = Field(None, description="Null for an artifact without an engine.")
     neuron: Neuron | None = Field(None, description="Null for an artifact of another backend.")
     calibration: Calibration | None = Field(None, description="Null for an artifact that needed no data.")
+    rtx: Rtx | None = Field(default=None, description="Null for an artifact of another backend.")
 
 
 class Packaged(_Strict):

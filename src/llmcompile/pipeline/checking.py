@@ -69,6 +69,11 @@ def verify_numbers(
         CheckpointError: No such folder, or the model's own troubles.
     """
     kind, folder = _find(artifact)
+    if kind == "tensorrt-rtx":
+        from llmcompile.pipeline import rtx
+
+        source = open_checkpoint(locate(model, revision=revision, token=token).root)
+        return rtx.verify_numbers(folder, records.read(folder / MANIFEST), source, view, atol=atol, rtol=rtol)
     if kind == "neuron":
         return _neuron_numbers(folder, model, view, revision=revision, token=token, atol=atol, rtol=rtol)
     located = locate(model, revision=revision, token=token)
@@ -136,10 +141,13 @@ def _find(artifact: Path) -> tuple[str, Path]:
                 return "trtllm", folder.absolute()
     if any(artifact.glob("graphs/*.hlo.pb")) or (artifact / "model.neuron").is_file():
         return "neuron", artifact.absolute()
+    if any(artifact.glob("onnx/*.onnx")) or any(artifact.glob("engine/*.engine")):
+        return "tensorrt-rtx", artifact.absolute()
     raise CheckpointError(
         str(artifact),
-        "neither a <ranks>-gpu folder with config.ini, nor rank0.safetensors beside config.json, nor graphs/",
-        "a FasterTransformer artifact, a TensorRT-LLM checkpoint or a Neuron artifact",
+        "neither a <ranks>-gpu folder with config.ini, nor rank0.safetensors beside config.json, nor graphs/, "
+        "nor onnx/",
+        "a FasterTransformer artifact, a TensorRT-LLM checkpoint, a Neuron artifact or one for TensorRT for RTX",
         "check the path; an engine without its checkpoint cannot be run here",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmcompile.exporters.neuron.optimum_requests import Source
     from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.pipeline.neuron.planning import Export
+    from llmcompile.pipeline.rtx.planning import Build
     from llmcompile.validation import ft, neuron, traced, trtllm
     from llmcompile.validation.calibrated import Calibration
     from llmcompile.validation.checks import Check, Finding, Quality
@@ -131,6 +132,35 @@ def of_export(made: Export, folder: Path, view: View) -> Validated:
     subject = neuron_subject(made, folder)
     ranks = made.options.num_cores
     return run(neuron, subject, ranks, view, build.atol, build.rtol, build.trust_remote_code)
+
+
+def of_onnx(made: Build, folder: Path, quantized: Sequence[str], float32: Sequence[str], view: View) -> Validated:
+    """Run the ONNX model that a build for TensorRT for RTX has written, beside the model.
+
+    Args:
+        made: The build.
+        folder: What holds onnx/.
+        quantized: Weights that are quantized, by the model's names.
+        float32: Weights that are kept in float32.
+        view: Shown every check.
+    """
+    from llmcompile.validation import rtx
+
+    build, checkpoint = made.options.build, made.checkpoint
+    subject = rtx.Subject(
+        graphs={name: folder / f"onnx/{name}.onnx" for name in made.profiles},
+        checkpoint=checkpoint.root,
+        weight_files=tuple(file.path for file in checkpoint.files),
+        task=made.task,
+        dtype=made.dtype,  # type: ignore[arg-type]  # the options have checked the word
+        stored_dtype=single_dtype(checkpoint),
+        quantization=made.options.quantization,
+        quantized=frozenset(quantized),
+        float32=frozenset(float32),
+        longest=made.longest,
+        choices=made.options.num_choices,
+    )
+    return run(rtx, subject, 1, view, build.atol, build.rtol, build.trust_remote_code)
 
 
 def neuron_subject(made: Export, folder: Path) -> neuron.Subject:

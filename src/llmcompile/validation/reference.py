@@ -222,6 +222,7 @@ def run_task(
     hidden_states: bool = False,
     attentions: bool = False,
     rounded_to: torch.dtype | None = None,
+    stored_as: StoredAs | None = None,
     arithmetic: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     block_bytes: int = BLOCK_BYTES,
@@ -240,6 +241,7 @@ def run_task(
         hidden_states: Give the states after the embeddings and after every layer.
         attentions: Give every layer's attention weights.
         rounded_to: As for `run_reference`, like all that follow.
+        stored_as: Likewise.
         arithmetic: Likewise.
         trust_remote_code: Likewise.
         block_bytes: Likewise.
@@ -261,7 +263,10 @@ def run_task(
             pooler = any("pooler." in name for name in weights.names())
             model = _empty_model(auto_class, config, trust_remote_code, "eager", arithmetic, pooler)
             stored = _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
-            return model, _Reader(weights=weights, stored=stored, rounded_to=rounded_to, arithmetic=arithmetic)
+            reader = _Reader(
+                weights=weights, stored=stored, rounded_to=rounded_to, stored_as=stored_as, arithmetic=arithmetic
+            )
+            return model, reader
 
         def run(model: Any) -> dict[str, Tensor]:
             found = model(**inputs, output_hidden_states=hidden_states, output_attentions=attentions, return_dict=True)
@@ -447,8 +452,16 @@ def embedding_tables(
     return list(tables.values())
 
 
-def parameter_sources(config_dir: Path, weights: Weights, *, trust_remote_code: bool = False) -> dict[str, str]:
+def parameter_sources(
+    config_dir: Path, weights: Weights, *, task: str | None = None, trust_remote_code: bool = False
+) -> dict[str, str]:
     """Each parameter that the model with next-token logits has, by its name there, and its tensor in the checkpoint.
+
+    Args:
+        config_dir: Holds `config.json`.
+        weights: The checkpoint.
+        task: One of `TASKS`, for the class that is for it instead.
+        trust_remote_code: As for `run_reference`.
 
     Raises:
         CheckpointError, UnsupportedError: As for `run_reference`.
@@ -456,7 +469,9 @@ def parameter_sources(config_dir: Path, weights: Weights, *, trust_remote_code: 
     settings = _settings(config_dir)
     with _quiet():
         config = _config(config_dir, settings, trust_remote_code)
-        model = _empty_model(_auto_class(config, *_kind(config), False), config, trust_remote_code)
+        own = _auto_class(config, *_kind(config), False) if task is None else _task_class(config, task)
+        pooler = any("pooler." in name for name in weights.names())
+        model = _empty_model(own, config, trust_remote_code, pooler=pooler)
     return _stored_names(model, weights.names(), apart=settings.get("tie_word_embeddings") is False)
 
 
