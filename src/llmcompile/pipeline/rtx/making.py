@@ -311,5 +311,6 @@ def _manifest(
         validation=validation.record,
         engine=None,
         neuron=None,
+        calibration=None,
         rtx=rtx,
     )
