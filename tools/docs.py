@@ -93,8 +93,8 @@ def lint_page() -> str:
         "",
         _HEAD,
         "",
-        "A package is linted before it is written, and `llmcompile lint DIR` does it again, on any folder or tar archive,",
-        "ours or not. A rule that failed ends with exit code 7, by its name.",
+        "A package is linted before it is written, and `llmcompile lint DIR` does it again, on any folder or tar",
+        "archive, ours or not. A rule that failed ends with exit code 7, by its name.",
         "",
     ]
     for target in TARGETS.values():

@@ -399,8 +399,8 @@ def _model_config(artifact: Artifact, path: str, batch: int | None, runtime: str
         UnsupportedError: The backend of this TensorRT-LLM is not known here.
     """
     from llmcompile.packaging.triton.engine import engine_config
-    from llmcompile.packaging.triton.pbtxt import render
     from llmcompile.packaging.triton.generations import GENERATIONS, generation_of
+    from llmcompile.packaging.triton.pbtxt import render
 
     generation = generation_of(runtime)
     if generation is None:
