@@ -1420,6 +1420,7 @@ def test_what_a_recipe_costs_is_one_short_line(perplexity: float, words: str) ->
         tokens=7,
         perplexity_model=10.0,
         perplexity=perplexity,
+        kl=0.25,
         top1=0.5,
         largest_error=0.1,
         largest_logit=3.0,
