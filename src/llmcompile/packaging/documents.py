@@ -33,17 +33,19 @@ def yaml_value(text: str, loader: Callable[[str], Any] | None = None) -> Any:
 
     Args:
         text: What is parsed.
-        loader: Parses it, and may raise what PyYAML does; its safe loader, where there is none.
+        loader: Parses it, and may raise what PyYAML does; a `BoundedLoader`, where there is none.
 
     Raises:
         ValueError: It cannot be parsed, is longer than `YAML_CHARACTERS`, or holds itself or too many values.
     """
     import yaml
 
+    from llmcompile.packaging.yaml_loader import BoundedLoader
+
     if len(text) > YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters; at most {YAML_CHARACTERS} are read")
     try:
-        content = yaml.safe_load(text) if loader is None else loader(text)
+        content = yaml.load(text, BoundedLoader) if loader is None else loader(text)  # noqa: S506  # a safe loader
     # PyYAML's constructors of tagged scalars raise these as they are; RecursionError comes from deep nesting.
     except (
         yaml.YAMLError,

@@ -11,6 +11,7 @@ import yaml
 
 from llmcompile.packaging.documents import YAML_CHARACTERS, yaml_value
 from llmcompile.packaging.tree import Tree
+from llmcompile.packaging.yaml_loader import BoundedLoader
 
 SERVE = "serve.yaml"
 """How the Serve config file is usually called; Ray's documentation also has config.yaml."""
@@ -31,8 +32,8 @@ class Document:
     repeated: tuple[str, ...] = ()
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which also notes keys that stand twice."""
+class _Loader(BoundedLoader):
+    """The loader of all packages, which also notes keys that stand twice."""
 
     repeated: list[str]
 
