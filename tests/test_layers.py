@@ -184,7 +184,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(["llmcompile", *command]) for command in COMMANDS])
 def test_help_takes_less_than_a_third_of_a_second(command: list[str]) -> None:
-    """The processor time of one of seven runs, so that a busy machine does not count."""
+    """The processor time of one of fifteen runs, so that a busy machine does not count."""
 
     def seconds() -> float:
         before, start = os.times(), time.monotonic()
@@ -193,4 +193,4 @@ def test_help_takes_less_than_a_third_of_a_second(command: list[str]) -> None:
         spent = after.children_user + after.children_system - before.children_user - before.children_system
         return min(spent, time.monotonic() - start)
 
-    assert any(seconds() < 0.3 for _ in range(7))
+    assert any(seconds() < 0.3 for _ in range(15))

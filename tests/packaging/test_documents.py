@@ -50,3 +50,26 @@ def test_a_json_file_holds_an_object_or_nothing(content: bytes, value: object) -
     tree = Tree("t", {"a.json": len(content)}, frozenset(), lambda path: content)
 
     assert (json_object(tree, "a.json"), json_object(tree, "b.json")) == (value, None)
+
+
+def test_merge_keys_cannot_double_without_end() -> None:
+    """Each line of these merges the one before it twice: sixty lines would copy more than a machine holds."""
+    lines = [f"a{number}: &a{number}\n  <<: [*a{number - 1}, *a{number - 1}]\n" for number in range(1, 61)]
+
+    with pytest.raises(ValueError, match="taken over by <<"):
+        yaml_value("a0: &a0 {x: 1}\n" + "".join(lines))
+
+
+def test_a_mapping_that_is_merged_very_often_is_refused() -> None:
+    """Merges are counted over the whole text."""
+    base = ", ".join(f"k{number}: 1" for number in range(500))
+
+    with pytest.raises(ValueError, match="taken over by <<"):
+        yaml_value(f"a: &a {{{base}}}\nb:\n" + "- <<: *a\n" * 1000)
+
+
+def test_merge_keys_are_followed() -> None:
+    """As YAML 1.1 has them: what stands in the mapping itself counts."""
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: [*b, *a], z: 3}"
+
+    assert yaml_value(text)["c"] == {"x": 1, "y": 2, "z": 3}

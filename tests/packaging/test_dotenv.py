@@ -82,3 +82,50 @@ def test_a_value_that_cannot_be_written_is_refused(value: str) -> None:
     """A newline would be a line of its own, a quote would be kept by one reader and dropped by the other."""
     with pytest.raises(OptionsError, match=r"A in \.env"):
         dotenv.write({"A": value})
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("A=1", "1"),
+        ("export A=1", "1"),
+        ("A='1 # $B'", "1 # $B"),
+        ('A="1 # one" # two', "1 # one"),
+        ("A = 1 # one", "1"),
+        ("A=1#one", "1#one"),
+        ("B=2\nA=${B}$B", "22"),
+        ("A=1\r", "1"),
+        ("A=", ""),
+    ],
+)
+def test_compose_reads_more_than_docker(line: str, value: str) -> None:
+    """As its dotenv package does."""
+    assert dotenv.compose_pairs(f"{line}\n")["A"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$A", "1"),
+        ("${A}b", "1b"),
+        ("${E:-x}", "x"),
+        ("${E-x}", ""),
+        ("${N-x}", "x"),
+        ("${N:-}", ""),
+        ("${A:+x}", "x"),
+        ("${N+x}", ""),
+        ("${A:?why}", "1"),
+        ("$$A", "$A"),
+        ("${N}", "${N}"),
+        ("a$", "a$"),
+    ],
+)
+def test_names_are_replaced_as_compose_does(text: str, value: str) -> None:
+    """What is not set stays: a shell may set it."""
+    assert dotenv.interpolate(text, {"A": "1", "E": ""}) == value
+
+
+@given(st.text())
+def test_any_text_has_pairs(text: str) -> None:
+    """Nothing is raised for nonsense."""
+    assert all(name.isidentifier() for name in dotenv.compose_pairs(text))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ from llmcompile.packaging.lmi import TARGET, LmiOptions
 from llmcompile.packaging.lmi.keys import KEYS, is_credential, key_of, meant
 from llmcompile.packaging.lmi.releases import RELEASES
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
-from llmcompile.packaging.tree import Tree, planned
+from llmcompile.packaging.tree import Tree, from_archive, planned
 
 Files = Mapping[str, bytes]
 
@@ -777,6 +779,10 @@ FURTHER: Mapping[str, tuple[str, str, Breaker]] = {
         lambda files: _line("option.compiled_graph_path=compiled")(_with("compiled/a.neff", b"")(files)),
     ),
     "a cache given as graphs": ("compiled-graphs", "cache", _line("option.compiled_graph_path=/opt/ml/model/compiled")),
+    "a template as s3url": ("s3url", "ft", _line("option.s3url={{ s3url }}")),
+    "a template as another value": ("properties-dialect", "hf", _line("option.max_model_len={{max_model_len}}")),
+    "a value to be filled in": ("properties-dialect", "hf", _line("option.revision=<revision>")),
+    "a template's statement": ("properties-dialect", "hf", _line("option.revision={% if x %}main{% endif %}")),
     "s3url in a newer release": (
         "s3url",
         "hf",
@@ -813,6 +819,75 @@ def test_a_degree_beyond_any_machine_is_a_finding() -> None:
     engine_of["pretrained_config"]["mapping"]["tp_size"] = 1 << 60
 
     assert "rank-files" in failures({**files, "config.json": encoded(engine_of)}, version)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "option.chat_template={% for m in messages %}{{ m.content }}{% endfor %}",
+        'option.hf_overrides={"a": {"b": {}}}',
+        "option.decoding_strategy=</s> and <eos>",
+    ],
+)
+def test_what_only_looks_like_a_template_is_a_value(line: str) -> None:
+    """A chat template is one for the server, JSON ends in two braces, and tokens have angle brackets."""
+    files, version = good("hf")
+
+    assert failures(_line(line)(files), version) == set()
+
+
+@pytest.mark.parametrize("place", ["{{s3url}}", "s3://${BUCKET}/model/", "s3://<your bucket>/model/", "<model>"])
+def test_a_place_that_was_not_filled_in_fails(place: str) -> None:
+    """LMI would take each for the id of a model on the hub, or for a bucket's name."""
+    files = {"serving.properties": good("hf")[0]["serving.properties"]}
+
+    assert status(_line(f"option.model_id={place}")(files), "model-id", "0.36") == {"failed"}
+
+
+def test_what_was_not_filled_in_is_named_with_its_key_alone() -> None:
+    """The rest of the value may be a credential."""
+    files, version = good("hf")
+    broken = _line("option.env=A=hf_aaaaaaaaaaaaaaaaaaaaaaaa,B=${B}")(files)
+    said = [one for one in findings(broken, version) if (one.rule, one.status) == ("properties-dialect", "failed")]
+
+    assert [one.subject for one in said] == ["serving.properties: option.env"]
+    assert "'${B}'" in said[0].found
+    assert "hf_a" not in said[0].found
+
+
+def _archived(path: Path, mode: Literal["w", "w:gz"], *further: str) -> set[tuple[str, str]]:
+    """What archive-root says of a good package in an archive, with further members: status and subject."""
+    files, version = good("hf")
+    with tarfile.open(path, mode) as made:
+        for name, content in [*files.items(), *((name, files["serving.properties"]) for name in further)]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+    said = TARGET.lint(from_archive(path), Serving(version, None))
+    return {(one.status, one.subject) for one in said if one.rule == "archive-root"}
+
+
+def test_a_good_archive_is_good(tmp_path: Path) -> None:
+    """Compressed, with its members at the root."""
+    assert _archived(tmp_path / "model.tar.gz", "w:gz") == {("ok", "serving.properties")}
+
+
+def test_an_archive_that_is_not_compressed_fails_by_its_name(tmp_path: Path) -> None:
+    """SageMaker unpacks model.tar.gz with gzip; one that is called model.tar says what it is."""
+    assert _archived(tmp_path / "model.tar.gz", "w") == {("failed", "model.tar.gz")}
+    assert _archived(tmp_path / "model.tar", "w") == {("ok", "serving.properties")}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a/.."])
+def test_members_that_lead_out_of_an_archive_fail(tmp_path: Path, name: str) -> None:
+    """What unpacks it refuses them, or writes over files that are not the package's."""
+    assert _archived(tmp_path / "model.tar.gz", "w:gz", name) == {("failed", "model.tar.gz")}
+
+
+@pytest.mark.parametrize("name", ["serving.properties", "./serving.properties", "model/serving.properties"])
+def test_two_files_of_properties_in_an_archive_fail(tmp_path: Path, name: str) -> None:
+    """One of them is never read."""
+    assert _archived(tmp_path / "model.tar.gz", "w:gz", name) == {("failed", "serving.properties")}
 
 
 @pytest.mark.parametrize("case", sorted(FURTHER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -845,6 +846,54 @@ def test_llm_configs_alone_are_linted(good: tuple[Package, Artifact]) -> None:
     assert found(tree, "parallel")[0].status == "ok"
 
 
+def test_a_serve_config_is_known_by_what_it_holds(good: tuple[Package, Artifact]) -> None:
+    """Ray's own examples call it config.yaml; findings speak of the file that is there."""
+    files = files_of(*good)
+    files["config.yaml"] = files.pop("serve.yaml")
+    del files["org--tiny.yaml"]
+    tree = tree_of(files)
+
+    assert failing(tree) == set()
+    assert [(one.status, one.subject) for one in found(tree, "import-path")] == [
+        ("ok", "config.yaml: applications.0.import_path")
+    ]
+    assert [(one.status, one.subject) for one in found(tree, "serve-yaml")] == [("ok", "config.yaml")]
+
+
+@pytest.mark.parametrize("rule", ["serve-yaml", "import-path", "llm-configs"])
+def test_a_serve_config_of_another_name_is_not_passed_over(good: tuple[Package, Artifact], rule: str) -> None:
+    """What fails in serve.yaml fails under another name."""
+    files = files_of(*good)
+    BROKEN[rule](files)
+    files["config.yaml"] = files.pop("serve.yaml")
+
+    assert failing(tree_of(files)) == {rule}
+
+
+def test_a_serve_config_may_name_the_files_of_its_llm_configs(good: tuple[Package, Artifact]) -> None:
+    """As Ray's documentation has it: config.yaml with llm_configs: [./model.yaml]."""
+    files = files_of(*good)
+    edit_app("args", {"llm_configs": ["./org--tiny.yaml"]})(files)
+    files["config.yaml"] = files.pop("serve.yaml")
+    tree = tree_of(files)
+
+    assert failing(tree) == set()
+    assert [one.status for one in found(tree, "import-path")] == ["ok"]
+    assert [one.status for one in found(tree, "serve-yaml")] == ["ok"]
+    assert not any("no such file" in one.found for one in lint(tree, Serving(NEWEST)))
+
+
+def test_a_second_serve_config_is_mentioned(good: tuple[Package, Artifact]) -> None:
+    """serve.yaml is looked at, and the other is said not to have been."""
+    files = files_of(*good)
+    files["config.yaml"] = files["serve.yaml"]
+
+    assert [(one.status, one.subject) for one in found(tree_of(files), "serve-yaml")] == [
+        ("note", "config.yaml"),
+        ("ok", "serve.yaml"),
+    ]
+
+
 def test_a_quantized_model_agrees_with_its_relatives(good: tuple[Package, Artifact]) -> None:
     """awq_marlin reads an awq checkpoint: vLLM picks the kernel."""
     files = files_of(*good)
@@ -1408,6 +1457,23 @@ def test_keys_that_stand_twice_are_known() -> None:
     document = parse("a: {b: 1, b: 2}")
 
     assert (document.content, document.repeated) == ({"a": {"b": 2}}, ("b",))
+
+
+def test_very_many_keys_are_counted_once() -> None:
+    """Comparing each of them with every other took longer than reading them by far."""
+    text = "".join(f"k{number}: 1\n" for number in range(20_000))
+    began = time.process_time()
+    parse(text)
+    once = time.process_time()
+    yaml.safe_load(text)
+
+    assert once - began < 3 * (time.process_time() - once)
+
+
+def test_what_yaml_makes_of_a_text_it_cannot_is_a_problem() -> None:
+    """Each of these ends PyYAML in an exception of another kind."""
+    for text in ("!!int ''", "!!timestamp x", "!!bool x", "[" * 3000, "a: [", "a" * ((1 << 20) + 1)):
+        assert parse(text).problem != "", text
 
 
 def test_a_good_llm_config_has_no_flaws() -> None:

@@ -513,6 +513,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[LlmCompileError], str]] = {
         OptionsError,
         "'https://models'",
     ),
+    "a bucket of one letter": (
+        lambda: made(decoder(), bucket_uri="s3://b/x/"),
+        OptionsError,
+        "3 to 63 characters",
+    ),
     "a bucket with a key in it": (
         lambda: made(decoder(), bucket_uri="s3://key:secret@b/"),
         OptionsError,

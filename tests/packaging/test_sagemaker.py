@@ -17,7 +17,7 @@ import serving_artifacts
 from llmcompile.errors import OptionsError, UnsupportedError
 from llmcompile.packaging.artifact import Artifact, open_artifact
 from llmcompile.packaging.neuron_env import IMAGES
-from llmcompile.packaging.sagemaker import TARGET, SageMakerOptions, api, hosts
+from llmcompile.packaging.sagemaker import TARGET, SageMakerOptions, api, hosts, toolkit
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
 from llmcompile.packaging.tree import Tree
 
@@ -741,6 +741,90 @@ def test_hf_model_id_is_what_older_start_scripts_want(optimum: Artifact) -> None
 
     assert "variables" in failed(files, TGI)
     assert "variables" not in failed(files, "optimum-0.2.0")
+
+
+LMI_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.29.0-neuronx-sdk2.19.1"
+TGI_IMAGE = (
+    "763104351884.dkr.ecr.us-east-1.amazonaws.com/huggingface-pytorch-tgi-inference:"
+    "2.5.1-optimum3.3.4-neuronx-py310-ubuntu22.04"
+)
+HUB = {"HF_MODEL_ID": "org/model", "MAX_BATCH_SIZE": "4", "MAX_TOTAL_TOKENS": "2048"}
+ARCHIVE = {"ModelDataUrl": "s3://bucket/model.tar.gz"}
+
+
+def alone(member: str = "PrimaryContainer", *containers: dict[str, Any]) -> Files:
+    """Nothing but a request to create a model."""
+    value: object = containers[0] if member == "PrimaryContainer" else list(containers)
+    content = {"ModelName": "a", member: value, "ExecutionRoleArn": ROLE}
+    return {"create_model.json": json.dumps(content).encode()}
+
+
+@pytest.mark.parametrize(
+    ("container", "rules"),
+    [
+        ({"Image": LMI_IMAGE, **ARCHIVE}, {"file-names", "lmi"}),
+        ({"Image": LMI_IMAGE, "Environment": {"HF_MODEL_ID": "org/model"}}, {"file-names", "lmi"}),
+        ({"Image": TGI_IMAGE, "Environment": HUB}, {"file-names", "files"}),
+        ({"Image": TGI_IMAGE, **ARCHIVE, "Environment": HUB | {"HF_MODEL_ID": "/opt/ml/model"}}, {"files"}),
+        ({"Image": f"a.com/{toolkit.REPOSITORY}", **ARCHIVE, "Environment": {"HF_TASK": "fill-mask"}}, {"files"}),
+    ],
+)
+def test_a_model_elsewhere_is_not_looked_for_here(container: dict[str, Any], rules: set[str]) -> None:
+    """In S3, or on the hub: what is about its files is skipped."""
+    found = findings(alone("PrimaryContainer", container), None)
+
+    assert [item for item in found if item.status == "failed"] == []
+    assert rules <= {item.rule for item in found if item.status == "skipped"}
+    assert {item.rule for item in found} == TARGET.rules.keys()
+
+
+def test_a_model_of_the_hub_is_noted() -> None:
+    """It is not compiled ahead of time; and something says where it is."""
+    found = findings(alone("PrimaryContainer", {"Image": TGI_IMAGE, "Environment": HUB}), None)
+
+    assert [item.status for item in found if item.rule == "model"] == ["note"]
+    assert [item.status for item in found if item.rule == "model-data"] == ["ok"]
+
+
+def test_a_model_that_is_nowhere_fails() -> None:
+    """No place in S3, no hub id, and no folder."""
+    assert "file-names" in failed(alone("PrimaryContainer", {"Image": TGI_IMAGE}), None)
+
+
+def test_the_first_of_several_containers_is_looked_at() -> None:
+    """Containers stands in PrimaryContainer's place."""
+    container = {"Image": TGI_IMAGE, **ARCHIVE, "Environment": HUB}
+    found = findings(alone("Containers", container, {"Image": "a.com/b:c", "Environment": {"HF_TOKEN": "x"}}), None)
+
+    assert {item.subject for item in found if item.rule == "model-data"} == {
+        "create_model.json: Containers[0].ModelDataUrl"
+    }
+    assert [item.status for item in found if item.rule == "image"] == ["note", "ok"]
+    assert [item.subject for item in found if item.status == "failed"] == ["create_model.json: Containers[1]: HF_TOKEN"]
+
+
+def test_containers_are_checked_as_the_api_does() -> None:
+    """Each of them."""
+    assert faults({"ModelName": "a", "Containers": [{}, {"Image": "a b"}]}, "CreateModelInput") == [
+        "Containers[1].Image"
+    ]
+
+
+def test_a_file_that_is_not_there_is_not_named() -> None:
+    """Without an environment, the request is where one is missed."""
+    found = findings(alone("Containers", {"Image": TGI_IMAGE, **ARCHIVE}), None)
+
+    assert not any("environment.json" in item.subject for item in found)
+
+
+def test_the_model_folder_is_named_once() -> None:
+    """As a path in the package, whatever the package is called."""
+    files = {**alone("PrimaryContainer", {"Image": LMI_IMAGE}), "model/serving.properties": b"engine=Python\n"}
+
+    subjects = [found.subject for found in findings(files, "lmi-0.29") if found.rule == "lmi"]
+
+    assert [subject for subject in subjects if "package" in subject] == []
+    assert "model" in {subject.partition(":")[0] for subject in subjects}
 
 
 @given(

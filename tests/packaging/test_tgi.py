@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Files = dict[str, bytes]
 VLLM, TGI, OLD = "0.4.5", "0.3.0", "0.0.24"
 CONFIG = "data/neuron_config.json"
+OURS = b'{"package": {"version": "0.3.0"}}'
 
 
 @pytest.fixture(scope="session")
@@ -444,7 +445,7 @@ def test_a_broken_package_fails_by_the_rules_name(rule: str, artifact: Artifact)
         (service(image="ghcr.io/huggingface/text-generation-inference:3.3.4-neuron"), "compose"),
         (content("docker-compose.yaml", "services: [\n"), "compose"),
         (content("docker-compose.yaml", "[" * 5000), "compose"),
-        (without("docker-compose.yaml"), "compose"),
+        (lambda files: without("docker-compose.yaml")(files) | {"llmcompile.json": OURS}, "compose"),
         (without("data/tokenizer.json"), "files"),
         (without("data/config.json"), "files"),
         (without("data/checkpoint/weights/tp1_sharded_checkpoint.safetensors"), "files"),
@@ -598,6 +599,144 @@ def test_two_containers_cannot_share_a_device() -> None:
     files["docker-compose.yaml"] = yaml.safe_dump(content).encode()
 
     assert failed(files, release=None) == {"devices"}
+
+
+def said(files: Files, rule: str, release: str | None = None) -> list[Finding]:
+    """What the lint says by one rule."""
+    return [found for found in findings(files, release) if found.rule == rule]
+
+
+def interpolated(env: str, *services: str, environment: Any = None) -> Files:
+    """The old package with variables in docker-compose.yaml, some of them from .env."""
+    files = old_package()
+    made = {
+        name: {
+            "image": "ghcr.io/huggingface/neuronx-tgi:${TAG:-0.0.24}",
+            "environment": environment or {"MODEL_ID": "${MODEL}", "HF_NUM_CORES": "2", "MAX_BATCH_SIZE": "$BATCH"},
+            "ports": [f"${{PORT:-{8080 + number}}}:80"],
+            "devices": [f"/dev/neuron{number}"],
+            "volumes": ["./data:/data"],
+        }
+        for number, name in enumerate(services or ("tgi",))
+    }
+    return files | {".env": env.encode(), "docker-compose.yaml": yaml.safe_dump({"services": made}).encode()}
+
+
+INTERPOLATED = "# what compose puts in\nexport MODEL='/data/llama'\nBATCH=\"4\" # sequences\n"
+
+
+def test_variables_in_the_compose_file_are_read_with_those_of_dotenv() -> None:
+    """Compose alone reads this .env, so its quotes, export and comments are right."""
+    found = findings(interpolated(INTERPOLATED), None)
+
+    assert [item for item in found if item.status in ("failed", "note")] == []
+    assert {item.rule for item in found} == TARGET.rules.keys()
+
+
+def test_a_value_of_dotenv_is_checked_where_it_goes() -> None:
+    """Five sequences were not compiled."""
+    files = interpolated(INTERPOLATED.replace('"4"', '"5"'))
+
+    assert [(item.subject, item.found) for item in said(files, "batch") if item.status == "failed"] == [
+        ("docker-compose.yaml: tgi: MAX_BATCH_SIZE", "5")
+    ]
+
+
+def test_variables_in_a_list_are_read_too() -> None:
+    """KEY=VALUE, and a name alone, which has the value of .env."""
+    listed = ["MODEL_ID=${MODEL}", "HF_NUM_CORES=2", "MAX_BATCH_SIZE"]
+
+    assert failed(interpolated(INTERPOLATED + "MAX_BATCH_SIZE=5\n", environment=listed), None) == {"batch"}
+
+
+def test_every_container_of_the_model_is_counted() -> None:
+    """Two, by their images, though neither has an env_file."""
+    files = interpolated(INTERPOLATED, "one", "two")
+
+    assert [item.found for item in said(files, "replicas")] == ["2 containers, no nginx"]
+    assert [item.status for item in said(files, "devices")] == ["ok"]
+
+
+def test_no_container_of_the_model_is_no_replica() -> None:
+    """Nothing is right about none."""
+    files = old_package() | {"docker-compose.yaml": b"services: {db: {image: postgres}}"}
+
+    assert [item.status for item in said(files, "replicas")] == ["skipped"]
+    assert "compose" in failed(files, None)
+
+
+def test_a_token_from_the_shell_is_no_secret_in_the_file() -> None:
+    """A reference to a variable is none; a default behind it is."""
+    variables = {"MODEL_ID": "${MODEL}", "HF_NUM_CORES": "2", "HF_TOKEN": "${HF_TOKEN:-}"}
+
+    assert failed(interpolated(INTERPOLATED, environment=variables), None) == set()
+    assert failed(interpolated(INTERPOLATED, environment=variables | {"HF_TOKEN": "${HF_TOKEN:-abc}"}), None) == {
+        "secrets"
+    }
+
+
+def test_what_a_shell_will_set_is_skipped() -> None:
+    """A name that .env has not."""
+    files = interpolated("")
+
+    assert [item.status for item in said(files, "batch")] == ["skipped"]
+    assert [item.status for item in said(files, "model")] == ["skipped"]
+
+
+def test_another_file_of_variables_is_read() -> None:
+    """env_file may name any."""
+    files = old_package()
+    compose = yaml.safe_load(files["docker-compose.yaml"])
+    compose["services"]["tgi-1"]["env_file"] = ["./model.env"]
+    files |= {"docker-compose.yaml": yaml.safe_dump(compose).encode(), "model.env": files.pop(".env")}
+
+    assert failed(files, None) == set()
+    assert failed(files | {"model.env": files["model.env"].replace(b"SIZE=4", b"SIZE=5")}, None) == {"batch"}
+
+
+def test_a_model_of_the_hub_is_noted() -> None:
+    """The image fetches it; there is nothing to look at here."""
+    service = {"env_file": ".env", "ports": ["8080:80"], "devices": ["/dev/neuron0"]}
+    compose = yaml.safe_dump(
+        {"services": {"tgi": {"image": "ghcr.io/huggingface/neuronx-tgi:0.0.24", **service}}}
+    ).encode()
+    files = {".env": b"MODEL_ID=meta-llama/Llama-2-7b-hf\nMAX_BATCH_SIZE=4\n", "docker-compose.yaml": compose}
+
+    assert failed(files, None) == set()
+    assert [item.status for item in said(files, "model")] == ["note"]
+    assert [item.status for item in said(files, "files")] == ["skipped"]
+
+
+def test_a_folder_of_the_host_is_not_looked_for_here() -> None:
+    """A volume with a path from the root."""
+    files = {name: content for name, content in old_package().items() if not name.startswith("data/")}
+    files["docker-compose.yaml"] = files["docker-compose.yaml"].replace(b"./data:", b"/srv/models:")
+
+    assert [item.status for item in said(files, "files")] == ["skipped"]
+    assert failed(files, None) == set()
+
+
+@pytest.mark.parametrize(
+    ("files", "known"),
+    [
+        ({"docker-compose.yaml": b"services: {a: {image: 'ghcr.io/huggingface/neuronx-tgi:0.0.99'}}"}, True),
+        ({"compose.yaml": b"services: {a: {image: 'ghcr.io/huggingface/optimum-neuron-vllm:latest'}}"}, True),
+        ({"compose.yaml": b"services: {a: {image: 'djl-inference:0.29.0-neuronx-sdk2.19.1'}}"}, False),
+        ({"compose.yaml": b"services: {a: {image: postgres}}"}, False),
+        ({"compose.yaml": b"["}, False),
+        ({".env": b"export MODEL_ID=org/model\n"}, True),
+        ({".env": b"MAX_BATCH_SIZE=4\n"}, False),
+        ({".env": b"MODEL_ID=org/model\n", "serving.properties": b""}, False),
+    ],
+)
+def test_a_folder_is_known_by_its_image_or_its_model(files: Files, known: bool) -> None:
+    """Either file may be missing; a .env alone names its model."""
+    assert TARGET.detect(tree_of(files)) == known
+
+
+def test_a_dotenv_alone_fails_nothing() -> None:
+    """A container takes it with --env-file, and mounts the model."""
+    assert failed({".env": b"MODEL_ID=/data\nMAX_BATCH_SIZE=4\n"}, "0.0.24") == set()
 
 
 @given(

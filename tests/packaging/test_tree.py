@@ -190,6 +190,76 @@ def test_an_archive_is_read_like_a_folder(tmp_path: Path) -> None:
     assert tree.text("a/b/c.txt") == "a/b/c.txt"
 
 
+def test_an_archive_says_what_no_folder_has(tmp_path: Path) -> None:
+    """Names that lead out of it, names that are there twice, and whether it is compressed."""
+    tree = from_archive(archive(tmp_path / "m.tar.gz", "../a", "/b", "c", "./c", "d..e/f", "g/../h"))
+
+    assert (tree.odd, tree.repeated, tree.gzipped) == (("../a", "/b", "g/../h"), ("c",), True)
+
+
+def test_a_folder_is_no_archive(folder: Path) -> None:
+    """None of this is said of it."""
+    tree = from_folder(folder)
+
+    assert (tree.odd, tree.repeated, tree.gzipped) == ((), (), None)
+
+
+def test_a_folder_of_an_archive_is_still_of_the_archive(tmp_path: Path) -> None:
+    """Its names are those of the folder; what leads out leads out of the archive."""
+    tree = from_archive(archive(tmp_path / "m.tar.gz", "../a", "b/c", "b/c", "d", "d")).under("b")
+
+    assert (tree.odd, tree.repeated, tree.gzipped) == (("../a",), ("c",), True)
+
+
+def test_an_archive_of_very_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder is; they are counted while they are read."""
+    monkeypatch.setattr("llmcompile.packaging.tree._MOST_PATHS", 100)
+
+    assert len(from_archive(archive(tmp_path / "m.tar.gz", *(f"{number}" for number in range(100)))).files) == 100
+    with pytest.raises(CheckpointError, match="more than 100 files"):
+        from_archive(archive(tmp_path / "m.tar.gz", *(f"{number}" for number in range(101))))
+
+
+def headers(path: Path, *members: tarfile.TarInfo) -> Path:
+    """An archive of headers, with nothing after them but its end."""
+    made = b"".join(member.tobuf(tarfile.GNU_FORMAT) for member in members)
+    path.write_bytes(made + b"\0" * 1024)
+    return path
+
+
+def member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    """A header."""
+    made = tarfile.TarInfo(name)
+    made.size, made.type = size, kind
+    return made
+
+
+@pytest.mark.parametrize("size", [-512, -1024, (4 << 40) + 1])
+def test_sizes_that_no_package_has_are_refused(tmp_path: Path, size: int) -> None:
+    """A negative one leads tarfile back to the same header again and again."""
+    with pytest.raises(CheckpointError, match=r"bytes|not a tar archive"):
+        from_archive(headers(tmp_path / "m.tar", member("a", 0), member("b", size)))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE])
+def test_a_long_name_as_large_as_weights_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """The whole of it would be read at once."""
+    with pytest.raises(CheckpointError, match="a header of 1073741824 bytes"):
+        from_archive(headers(tmp_path / "m.tar", member("a", 0), member("b", 1 << 30, kind)))
+
+
+def test_names_deeper_than_a_path_can_be_are_refused(tmp_path: Path) -> None:
+    """A name has as many folders as slashes, each as long as the name up to there."""
+    with pytest.raises(CheckpointError, match="a name of 20001 characters"):
+        from_archive(archive(tmp_path / "m.tar.gz", "a/" * 10_000 + "b"))
+
+
+def test_headers_before_headers_without_end_are_refused(tmp_path: Path) -> None:
+    """Reading one, tarfile calls itself for the next."""
+    with pytest.raises(CheckpointError, match="not a tar archive"):
+        from_archive(headers(tmp_path / "m.tar", member("a", 0), *[member("b", 0, tarfile.XHDTYPE)] * 2000))
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08\x00broken"])
 def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
     """An empty file, a text, and a gzip stream that ends too early."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmcompile.packaging import dotenv
 from llmcompile.packaging.documents import yaml_value
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Service:
         image: Reference; None where there is none.
         devices: Paths of devices on the host.
         env_files: Files with variables.
-        environment: Variables in the file itself; a name without a value has "".
+        environment: Variables in the file itself; a name without a value has the one of .env, or "".
+        written: The same, as written.
         ports: As written, like "8080:80".
         volumes: As written, like "./data:/data".
     """
@@ -34,8 +36,13 @@ class Service:
     devices: tuple[str, ...]
     env_files: tuple[str, ...]
     environment: Mapping[str, str]
+    written: Mapping[str, str]
     ports: tuple[str, ...]
     volumes: tuple[str, ...]
+
+    def takes(self, file: str) -> bool:
+        """Whether a file at the root is one of its env_file."""
+        return any(name.removeprefix("./") == file for name in self.env_files)
 
 
 def write(services: Mapping[str, Mapping[str, Any]]) -> str:
@@ -51,8 +58,8 @@ def find(tree: Tree) -> str | None:
     return next((name for name in FILES if name in tree.files), None)
 
 
-def read(text: str) -> tuple[Service, ...]:
-    """Every service of a file.
+def read(text: str, variables: Mapping[str, str] | None = None) -> tuple[Service, ...]:
+    """Every service of a file, with the variables of .env where it names them.
 
     Raises:
         ValueError: It is not YAML, or has no services.
@@ -61,19 +68,28 @@ def read(text: str) -> tuple[Service, ...]:
     services = content.get("services") if isinstance(content, dict) else None
     if not isinstance(services, dict) or services == {}:
         raise ValueError("no services")
-    return tuple(_service(str(name), made if isinstance(made, dict) else {}) for name, made in services.items())
+    known = {} if variables is None else variables
+    return tuple(_service(str(name), made if isinstance(made, dict) else {}, known) for name, made in services.items())
 
 
-def _service(name: str, made: Mapping[Any, Any]) -> Service:
-    image = made.get("image")
+def _service(name: str, made: Mapping[Any, Any], known: Mapping[str, str]) -> Service:
+    image, written = made.get("image"), _variables(made.get("environment"))
+
+    def texts(key: str) -> tuple[str, ...]:
+        return tuple(dotenv.interpolate(text, known) for text in _texts(made.get(key)))
+
     return Service(
         name=name,
-        image=image if isinstance(image, str) else None,
-        devices=tuple(device.partition(":")[0] for device in _texts(made.get("devices"))),
-        env_files=_texts(made.get("env_file")),
-        environment=_variables(made.get("environment")),
-        ports=_texts(made.get("ports")),
-        volumes=_texts(made.get("volumes")),
+        image=dotenv.interpolate(image, known) if isinstance(image, str) else None,
+        devices=tuple(device.partition(":")[0] for device in texts("devices")),
+        env_files=texts("env_file"),
+        environment={
+            name: known.get(name, "") if value is None else dotenv.interpolate(value, known)
+            for name, value in written.items()
+        },
+        written={name: "" if value is None else value for name, value in written.items()},
+        ports=texts("ports"),
+        volumes=texts("volumes"),
     )
 
 
@@ -89,7 +105,9 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _variables(value: object) -> Mapping[str, str]:
+def _variables(value: object) -> Mapping[str, str | None]:
+    """Name -> value; None for a name alone, which compose takes from its own environment."""
     if isinstance(value, dict):
-        return {str(name): "" if said is None else str(said) for name, said in value.items()}
-    return {name: said for name, _, said in (text.partition("=") for text in _texts(value))}
+        return {str(name): None if said is None else str(said) for name, said in value.items()}
+    listed = (text.partition("=") for text in _texts(value))
+    return {name: said if separator else None for name, separator, said in listed}

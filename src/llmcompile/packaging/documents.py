@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError
@@ -28,18 +28,24 @@ def json_object(tree: Tree, path: str) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def yaml_value(text: str) -> Any:
+def yaml_value(text: str, loader: Callable[[str], Any] | None = None) -> Any:
     """The value of a YAML text.
+
+    Args:
+        text: What is parsed.
+        loader: Parses it, and may raise what PyYAML does; a `BoundedLoader`, where there is none.
 
     Raises:
         ValueError: It cannot be parsed, is longer than `YAML_CHARACTERS`, or holds itself or too many values.
     """
     import yaml
 
+    from llmcompile.packaging.yaml_loader import BoundedLoader
+
     if len(text) > YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters; at most {YAML_CHARACTERS} are read")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, BoundedLoader) if loader is None else loader(text)  # noqa: S506  # a safe loader
     # PyYAML's constructors of tagged scalars raise these as they are; RecursionError comes from deep nesting.
     except (
         yaml.YAMLError,

@@ -17,6 +17,10 @@ from llmcompile.packaging.target import Finding
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _APART = ("'", '"', "\\", "$", "#", "`")
 """What the two readers take differently somewhere in a value."""
+_MARK = re.compile(
+    r"\$(?:\$|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)(?:(?P<mark>:?[-+?])(?P<other>[^{}]*))?\})", re.ASCII
+)
+_QUOTED = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,43 @@ def read(text: str) -> tuple[Line, ...]:
 def pairs(lines: tuple[Line, ...]) -> Mapping[str, str]:
     """Variable -> value as docker passes it; the last line of a name counts."""
     return {line.name: line.value for line in lines}
+
+
+def compose_pairs(text: str) -> Mapping[str, str]:
+    """Variable -> value as docker compose takes it: without export, quotes and comments, and with "$NAME" replaced."""
+    made: dict[str, str] = {}
+    for line in text.split("\n"):
+        name, separator, value = line.strip().removeprefix("export ").partition("=")
+        name, value = name.strip(), value.strip()
+        if separator == "" or _KEY.fullmatch(name) is None:
+            continue
+        quoted = _QUOTED.match(value)
+        if quoted is None:
+            made[name] = interpolate(re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip(), made)
+        else:
+            made[name] = quoted[1] if quoted[2] is None else interpolate(quoted[2], made)
+    return made
+
+
+def interpolate(text: str, variables: Mapping[str, str]) -> str:
+    """A text with its "$NAME" and "${NAME:-other}" replaced; a name that is not known, which a shell may set, stays.
+
+    Source: compose-spec/compose-go@e70e961:template/template.go.
+    """
+
+    def put(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        mark, other = match["mark"] or "", match["other"] or ""
+        value = variables.get(match["plain"] or match["name"])
+        there = value is not None and (value != "" or not mark.startswith(":"))
+        if mark.endswith("+"):
+            return other if there else ""
+        if value is not None and there:
+            return value
+        return other if mark.endswith("-") else match[0]
+
+    return _MARK.sub(put, text)
 
 
 def lint(lines: tuple[Line, ...], file: str) -> Iterator[Finding]:

@@ -64,6 +64,10 @@ SECRETS = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_KEY|A
 """Names whose value is nobody's business: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, AWS_SECRET_ACCESS_KEY, ..."""
 SECRET_VALUES = re.compile(r"(hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})")
 """Tokens of Hugging Face's hub, and names of AWS's keys."""
+REFERENCES = re.compile(r"\$(\w+|\{\w+(:?-|:?\?[^{}]*)?\})")
+"""What docker compose replaces by a variable, and by nothing else."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}", re.ASCII)
+"""A model on the hub: org/name."""
 
 
 def devices_for(cores: int, target: str | None) -> int:
@@ -442,6 +446,14 @@ def image_of(reference: str) -> Image | None:
     if repository == "text-generation-inference" and tag.endswith("-neuron"):
         return IMAGES.get(_TGI_RELEASES.get(tag.removesuffix("-neuron"), ""))
     return None
+
+
+def serves_neuron(reference: str) -> bool:
+    """Whether a reference is of one of these images, of whatever release."""
+    repository, _, tag = reference.rpartition("/")[2].partition(":")
+    if repository in ("neuronx-tgi", "optimum-neuron-vllm", _VLLM) or image_of(reference) is not None:
+        return True
+    return repository in ("text-generation-inference", _TGI) and "neuron" in tag
 
 
 def known(name: str) -> Fact | None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from llmcompile.packaging.documents import json_object
 from llmcompile.packaging.neuron_env import (
     DTYPES,
     FIXES,
+    HUB_ID,
     PREFIX,
+    REFERENCES,
     SAGEMAKER,
     SECRET_VALUES,
     SECRETS,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
 
 _VERSION = "--target-version V says which image"
+_SHELL = "a shell may set it; set it in .env to have it checked"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Served:
         record: What the model was compiled for, where its files say so.
         release: Of optimum-neuron, as the package's manifest says; None where it does not.
         sagemaker: Whether SageMaker's script starts the image.
+        away: Where the model is, where it is not in the package and need not be; else None.
     """
 
     where: str
@@ -64,6 +68,7 @@ class Served:
     record: Record | None
     release: str | None
     sagemaker: bool
+    away: str | None = None
 
     def names(self, fact: Fact) -> tuple[str, ...]:
         """The variables of a fact; of every generation where the image is not known."""
@@ -83,6 +88,7 @@ def served(
     image: Image | None,
     runtime: str | None,
     sagemaker: bool = False,
+    away: str | None = None,
 ) -> Served:
     """Gather what the rules look at from a package."""
     inner = tree if folder in ("", ".") else tree.under(folder)
@@ -91,7 +97,16 @@ def served(
     versions = artifact.get("versions") if isinstance(artifact, dict) else None
     release = text_of(versions.get("optimum-neuron")) if isinstance(versions, dict) else None
     record = read_record(inner)
-    return Served(where, variables, inner, folder, mount, image, runtime, record, release, sagemaker)
+    look = Served(where, variables, inner, folder, mount, image, runtime, record, release, sagemaker, away)
+    if hub(look) is not None:
+        return replace(look, record=None, away=f"{hub(look)} on the hub")
+    return look
+
+
+def hub(look: Served) -> str | None:
+    """The model's hub id, where its variable is one."""
+    said = value(look, "model")
+    return said[1] if said is not None and HUB_ID.fullmatch(said[1]) is not None else None
 
 
 def packaged_version(tree: Tree) -> str | None:
@@ -116,18 +131,18 @@ def lint(look: Served) -> Iterator[Finding]:
         yield from check(rule, look)
 
 
-def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Finding]:
-    """Findings of "devices" for the containers of `file`."""
-    cores = None if look.record is None else look.record.cores
-    if cores is None or len(servers) == 0:
-        why = "no container" if len(servers) == 0 else "the model does not say its cores"
-        yield Finding("devices", "skipped", file, why)
-        return
-    needed, wrong = devices_for(cores, look.record.target if look.record is not None else None), 0
+def devices(servers: Sequence[tuple[Service, Served]], file: str) -> Iterator[Finding]:
+    """Findings of "devices" for the containers of `file` and what each serves."""
+    wrong, counted = 0, []
     taken: dict[str, str] = {}
-    for service in servers:
+    for service, look in servers:
         subject = f"{file}: {service.name}"
         own = {device for device in service.devices if re.fullmatch(r"/dev/neuron\d{1,3}", device) is not None}
+        cores = None if look.record is None else look.record.cores
+        needed = len(own)
+        if cores is not None and look.record is not None:
+            needed = devices_for(cores, look.record.target)
+            counted.append(f"{service.name}: {needed} for {cores} NeuronCores")
         if len(own) != needed:
             wrong += 1
             hint = f"list {needed} of /dev/neuron0, /dev/neuron1, ..."
@@ -138,8 +153,11 @@ def devices(look: Served, servers: Sequence[Service], file: str) -> Iterator[Fin
             found = f"{device}, which {taken[device]} has too"
             yield Finding("devices", "failed", subject, found, "a device for one container", "choose another")
         taken |= dict.fromkeys(own, service.name)
-    if wrong == 0:
-        yield Finding("devices", "ok", file, f"{needed} for each of {len(servers)}", f"{cores} NeuronCores")
+    if wrong == 0 and counted == []:
+        why = "no container" if len(servers) == 0 else "the model does not say its cores"
+        yield Finding("devices", "skipped", file, why)
+    elif wrong == 0:
+        yield Finding("devices", "ok", file, ", ".join(counted))
 
 
 def secrets(files: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
@@ -148,7 +166,7 @@ def secrets(files: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
         (where, name)
         for where, variables in files.items()
         for name, value in variables.items()
-        if (SECRETS.search(name) is not None and value not in ("", f"${{{name}}}"))
+        if (SECRETS.search(name) is not None and value != "" and REFERENCES.fullmatch(value) is None)
         or SECRET_VALUES.search(value) is not None
     ]
     for where, name in found:
@@ -204,6 +222,14 @@ def _model(rule: str, look: Served) -> Iterator[Finding]:
         yield Finding(rule, "failed", look.where, "no variable of the model", "", "see the rule variables")
         return
     name, path = said
+    if hub(look) is not None:
+        expected = f"{look.mount}: a model that was compiled ahead of time"
+        hint = "package an export, or see that the hub's cache has it compiled for this image"
+        yield Finding(rule, "note", f"{look.where}: {name}", f"{path}, fetched from the hub", expected, hint)
+        return
+    if REFERENCES.fullmatch(path) is not None:
+        yield Finding(rule, "skipped", f"{look.where}: {name}", path, "", _SHELL)
+        return
     fits = path.rstrip("/") == look.mount
     expected = f"{look.mount}, where {look.folder}/ is mounted"
     hint = "" if fits else f"{name}={look.mount}"
@@ -212,6 +238,9 @@ def _model(rule: str, look: Served) -> Iterator[Finding]:
 
 def _files(rule: str, look: Served) -> Iterator[Finding]:
     record, files = look.record, look.tree.files
+    if record is None and look.away is not None:
+        yield Finding(rule, "skipped", look.folder, f"not in the package: {look.away}")
+        return
     if record is None:
         found = "neither neuron_config.json nor a section neuron in config.json"
         yield Finding(rule, "failed", look.folder, found, "a Neuron export", FIXES.format(release="of the image"))
@@ -330,6 +359,8 @@ def _compiled(
 
 
 def _bounded(rule: str, subject: str, text: str, limit: int, look: Served, *, exact: bool) -> Finding:
+    if REFERENCES.fullmatch(text) is not None:
+        return Finding(rule, "skipped", subject, text, f"{limit}, compiled", _SHELL)
     if re.fullmatch(r"[0-9]{1,18}", text) is None or int(text) == 0:
         return Finding(rule, "failed", subject, text, "a whole number", f"{limit} was compiled")
     number, equal = int(text), exact or look.image is None or look.image.equal

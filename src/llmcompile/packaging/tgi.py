@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ENV, COMPOSE, NGINX = ".env", "docker-compose.yaml", "nginx.conf"
 FOLDER, MOUNT = "data", "/data"
 _REFERENCE = re.compile(r"[a-z0-9][a-zA-Z0-9._\-/:@]{0,254}")
+_OTHERS = ("create_model.json", "serving.properties", "serve.yaml")
+"""What only packages of other servers have at their root."""
 _BALANCER = "nginx:1.28-alpine"
 
 
@@ -152,16 +154,25 @@ RULES: Mapping[str, str] = {
 
 
 def detect(tree: Tree) -> bool:
-    """Whether there is a .env and a docker-compose.yaml with an image or variables of these."""
+    """Whether an image in docker-compose.yaml, or a .env, with it or alone, is for one of these."""
     file = compose.find(tree)
-    if ENV not in tree.files or file is None or "create_model.json" in tree.files:
+    if not tree.files.keys().isdisjoint(_OTHERS):
         return False
     try:
-        text, env = tree.text(file), tree.text(ENV)
+        text = "" if file is None else tree.text(file)
+        env = tree.text(ENV) if ENV in tree.files else ""
     except CheckpointError:
         return False
-    names = [line.name for line in dotenv.read(env)]
-    return any(neuron_env.known(name) is not None for name in names) or "neuron" in text
+    facts = {neuron_env.known(name) for name in dotenv.compose_pairs(env)} - {None}
+    if file is None:
+        return "model" in facts
+    if facts != set() or (ENV in tree.files and "neuron" in text):
+        return True
+    try:
+        services = compose.read(text, dotenv.compose_pairs(env))
+    except ValueError:
+        return False
+    return any(neuron_env.serves_neuron(service.image or "") for service in services)
 
 
 def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:

@@ -7,16 +7,27 @@ import lzma
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmcompile.checkpoint.folder import contained
 from llmcompile.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _MOST_PATHS = 50_000
 """Files and folders of a package; links to one another could make any number of them."""
+_ARCHIVE_BYTES = 4 << 40
+"""The most that an archive's members may claim to hold: no package has weights of 4 TiB."""
+_HEADER_BYTES = 1 << 20
+"""The longest header that goes before a member's own, for a name that does not fit there."""
+_NAME_CHARACTERS = 4096
+"""The longest path that Linux takes; the folders of one with a million are another half a million names."""
 READ_BYTES = 32 << 20
 """The largest file that is ever read whole: a tokenizer.json of a large vocabulary has about 20 MiB."""
 _KEPT_BYTES = 1 << 20
@@ -33,12 +44,18 @@ class Tree:
         files: Path -> bytes, in order of the paths.
         folders: Every folder below the root, empty ones included.
         load: Reads a file that is in `files`.
+        odd: Names of an archive's members that lead out of the folder it is unpacked to.
+        repeated: Names that more than one of an archive's files has.
+        gzipped: Whether an archive is compressed by gzip; None for what is no archive.
     """
 
     name: str
     files: Mapping[str, int]
     folders: frozenset[str]
     load: Callable[[str], bytes]
+    odd: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    gzipped: bool | None = None
 
     def read(self, path: str) -> bytes:
         """The bytes of a file.
@@ -77,6 +94,9 @@ class Tree:
             {path.removeprefix(inside): size for path, size in self.files.items() if path.startswith(inside)},
             frozenset(path.removeprefix(inside) for path in self.folders if path.startswith(inside)),
             lambda path: self.load(inside + path),
+            self.odd,
+            tuple(path.removeprefix(inside) for path in self.repeated if path.startswith(inside)),
+            self.gzipped,
         )
 
     def parts(self) -> tuple[str, ...]:
@@ -137,25 +157,52 @@ def from_archive(path: Path) -> Tree:
     """A tar archive, compressed or not; members keep the names they have in it, but for a leading "./".
 
     Raises:
-        CheckpointError: It cannot be read as a tar archive.
+        CheckpointError: It cannot be read as a tar archive, or claims more than a package has.
     """
     members: list[tarfile.TarInfo] = []
     kept: dict[str, bytes] = {}
+    claimed = 0
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_Header) as archive:
             for member in archive:
                 members.append(member)
+                claimed += member.size
+                # A negative size, which Python before 3.11.14 takes, would lead back to the same member.
+                if member.size < 0 or claimed > _ARCHIVE_BYTES:
+                    found = f"members of {claimed} bytes"
+                    raise CheckpointError(str(path), found, f"0 to {_ARCHIVE_BYTES} bytes", "make the archive again")
+                if len(members) > _MOST_PATHS:
+                    raise CheckpointError(str(path), f"more than {_MOST_PATHS} files", "a package", "check the path")
+                if len(member.name) > _NAME_CHARACTERS:
+                    found = f"a name of {len(member.name)} characters"
+                    raise CheckpointError(str(path), found, f"at most {_NAME_CHARACTERS}", "make the archive again")
                 # Of two members with one name the later counts, also where it is not kept.
                 kept.pop(_plain(member.name), None)
                 if member.isfile() and member.size <= _KEPT_BYTES and len(kept) < _KEPT_FILES:
                     kept[_plain(member.name)] = _content(archive, member)
-    except (OSError, EOFError, tarfile.TarError) as error:
+    # tarfile raises some of these as they are: for headers that go before one another, and for lists of holes.
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+    ) as error:
         found = f"not a tar archive: {error}"
         raise CheckpointError(str(path), found, "a folder or model.tar.gz", "check the path") from error
     named = {_plain(member.name): member for member in members if _plain(member.name) not in ("", ".")}
     files = {name: member.size for name, member in sorted(named.items()) if member.isfile()}
-    folders = {name for name, member in named.items() if member.isdir()}
-    folders.update(parent for name in named for parent in _parents(name))
+    above: set[str] = set()
+    for name in named:
+        for parent in _parents(name):
+            if parent in above:
+                break
+            above.add(parent)
+    folders = above.union(name for name, member in named.items() if member.isdir())
+    times = Counter(_plain(member.name) for member in members if member.isfile())
 
     def load(name: str) -> bytes:
         if name in kept:
@@ -163,7 +210,39 @@ def from_archive(path: Path) -> Tree:
         with tarfile.open(path) as archive:
             return _content(archive, named[name])
 
-    return Tree(str(path), files, frozenset(folders), load)
+    odd = tuple(member.name for member in members if member.name.startswith("/") or ".." in member.name.split("/"))
+    repeated = tuple(sorted(name for name, count in times.items() if count > 1))
+    return Tree(str(path), files, frozenset(folders), load, odd, repeated, _gzipped(path))
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; tarfile reads one for a long name whole, however long it says that it is."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """As `tarfile.TarInfo.frombuf`.
+
+        Raises:
+            tarfile.TarError: It is one for a long name, and longer than such headers are.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _LONG and not 0 <= header.size <= _HEADER_BYTES:
+            raise tarfile.TarError(f"a header of {header.size} bytes")
+        return header
+
+
+_LONG = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+def _gzipped(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -32,13 +32,35 @@ _LISTED = 4
 
 def archive_root(seen: Seen) -> Iterator[Finding]:
     """SageMaker unpacks to the mount path, and the server looks there alone."""
+    flaws = list(_archive_flaws(seen))
+    yield from flaws
     if seen.lead != "":
         hint = f"tar -C {seen.lead[:SHOWN]} -czf model.tar.gz ."
         yield failed(f"{seen.lead[:SHOWN]}/{FILE}", "below a folder", f"{FILE} at the root", hint)
     elif FILE in seen.tree.files:
-        yield ok(FILE, "at the root")
+        if flaws == []:
+            yield ok(FILE, "at the root")
     else:
         yield failed(FILE, "no such file", f"{FILE} at the root", "llmcompile package lmi ARTIFACT OUTPUT")
+
+
+def _archive_flaws(seen: Seen) -> Iterator[Finding]:
+    """What an archive has that a folder cannot have."""
+    tree, hint = seen.tree, "tar -C FOLDER -czf model.tar.gz ."
+    if tree.gzipped is None:
+        return
+    name = tree.name.rpartition("/")[2] if seen.lead == "" else "the archive"
+    if not tree.gzipped and tree.name.removesuffix(f"/{seen.lead}").endswith((".gz", ".tgz")):
+        yield failed(name[:SHOWN], "a tar archive that is not compressed by gzip, as its name says", "gzip", hint)
+    for odd in tree.odd[:_LISTED]:
+        found = f"{odd[:SHOWN]!r} leads out of the folder that the archive is unpacked to"
+        yield failed(name[:SHOWN], found, "names below the root, without '..'", hint)
+    if FILE in tree.repeated:
+        yield failed(FILE, "more than one in the archive; the last counts", "one", hint)
+    others = [path for path in tree.files if path.endswith(f"/{FILE}")]
+    if others != [] and seen.lead == "":
+        found = f"also {', '.join(path[:SHOWN] for path in others[:_LISTED])}"
+        yield failed(FILE, found, "one in an archive: the server reads that at the root", f"remove {others[0][:SHOWN]}")
 
 
 def build_config(seen: Seen) -> Iterator[Finding]:

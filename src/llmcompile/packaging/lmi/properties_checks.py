@@ -24,6 +24,10 @@ from llmcompile.packaging.target import Finding
 _ENVIRONMENT_FILE = re.compile(r"(?:.*/)?(?:[^/]*\.env|\.env[^/]*|env|environment)(?:\.json|\.txt)?", re.IGNORECASE)
 _VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
 _JAVA_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}|\{%[^{}]*%\}|\$\{[^{}]*\}|<[A-Za-z_][A-Za-z0-9_ .-]*>")
+"""What examples have where a value is to be filled in: {{s3url}}, {% ... %}, ${BUCKET}, <bucket>."""
+_RENDERED = frozenset({"option.chat_template"})
+_PLACES = frozenset({"option.model_id", "option.s3url"})
 _COMPARED = 100
 """Unknown keys that are compared with those that are known, a millisecond each; further ones are counted."""
 _HIDDEN_WEIGHTS = (".safetensors", ".bin", ".engine", ".pt")
@@ -49,8 +53,27 @@ def dialect(seen: Seen) -> Iterator[Finding]:
         found = f"Java reads {_shown(java.get(key))}, LMI's Python tools {_shown(tools.get(key))}"
         hint = "write key=value without blanks around the sign, backslashes, or other than ASCII"
         yield failed(f"{FILE}: {key[:SHOWN]}", found, "the same value", hint)
-    if differing == []:
+    unfilled = [key for key in java if key not in _RENDERED | _PLACES and template(java[key]) is not None]
+    for key in unfilled[:5]:
+        yield _unfilled(key, java[key])
+    if differing == [] and unfilled == []:
         yield ok(FILE, f"{len(java)} entries, read alike by both")
+
+
+def template(value: str) -> str | None:
+    """The part of a value that was to be filled in; None for none.
+
+    Angle brackets count where they are the value, or a part of a place: tokens of a model look like them.
+    """
+    found = _TEMPLATE.search(value)
+    if found is None or (found[0].startswith("<") and found[0] != value and "://" not in value):
+        return None
+    return found[0]
+
+
+def _unfilled(key: str, value: str) -> Finding:
+    found = f"{str(template(value))[:SHOWN]!r} was not filled in; LMI takes it as it is"
+    return failed(f"{FILE}: {key[:SHOWN]}", found, "the value itself", "write the value in its place")
 
 
 def _shown(value: str | None) -> str:
@@ -191,6 +214,9 @@ def model_id(seen: Seen) -> Iterator[Finding]:
     if place is None:
         yield ok(FILE, f"no model_id: the model is beside the file, at {seen.mount}")
         return
+    if template(place) is not None:
+        yield _unfilled("option.model_id", place)
+        return
     if place.startswith((".", "~")) or ("://" in place and not place.startswith(("s3://", "djl://"))):
         found = f"{place[:SHOWN]!r}, which is resolved in the folder of the worker, or not at all"
         expected = "absent, an absolute path, s3://BUCKET/PREFIX/ or a hub id"
@@ -213,7 +239,10 @@ def s3url(seen: Seen) -> Iterator[Finding]:
         yield ok(FILE, "no s3url")
         return
     subject, hint = f"{FILE}: option.s3url", "rename it to option.model_id"
-    if seen.option("model_id") is not None:
+    place = seen.option("s3url")
+    if place is not None and template(place) is not None:
+        yield _unfilled("option.s3url", place)
+    elif seen.option("model_id") is not None:
         yield failed(subject, "set together with option.model_id", "one of the two: the server stops", hint)
     elif seen.version is not None and major(seen.version) > (0, 24):
         yield failed(subject, f"set; LMI {seen.version} does not read it", "option.model_id", hint)

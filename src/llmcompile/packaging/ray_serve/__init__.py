@@ -107,7 +107,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
 
 RULES: Mapping[str, str] = MappingProxyType(
     {
-        "serve-yaml": "serve.yaml is a Serve config file in which every key is read.",
+        "serve-yaml": "Every key of the Serve config file is one that Serve reads.",
         "import-path": "The application is built by ray.serve.llm:build_openai_app.",
         "llm-configs": "Every LLMConfig is there, under its own model_id, and the same wherever it is written.",
         "schema": "Every key of an LLMConfig is one the release reads, with a value of its type.",

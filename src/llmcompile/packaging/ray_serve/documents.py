@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from llmcompile.packaging.documents import YAML_CHARACTERS, yaml_value
 from llmcompile.packaging.tree import Tree
+from llmcompile.packaging.yaml_loader import BoundedLoader
 
-FILE_BYTES = 1 << 20
-"""The longest YAML file that is parsed."""
-VALUES = 100_000
-"""The most values that a file may hold once its aliases are followed."""
 SERVE = "serve.yaml"
-# PyYAML's constructors of tagged scalars raise these as they are; RecursionError comes from deep nesting.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError)
+"""How the Serve config file is usually called; Ray's documentation also has config.yaml."""
 
 
 @dataclass(frozen=True)
@@ -34,51 +32,39 @@ class Document:
     repeated: tuple[str, ...] = ()
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which also notes keys that stand twice."""
+class _Loader(BoundedLoader):
+    """The loader of all packages, which also notes keys that stand twice."""
 
     repeated: list[str]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        self.repeated += sorted({name for name in names if names.count(name) > 1})
+        self.repeated += sorted(name for name, times in Counter(names).items() if times > 1)
         return super().construct_mapping(node, deep)
 
 
 def parse(text: str) -> Document:
     """A YAML file's content; never raises."""
-    loader = None
-    try:
+    repeated: list[str] = []
+
+    def load(text: str) -> Any:
         loader = _Loader(text)
-        loader.repeated = []
-        content = loader.get_single_data()
-    except _YAML_ERRORS as error:
-        return Document(None, f"not YAML: {' '.join(str(error).split())[:200] or type(error).__name__}")
-    finally:
-        if loader is not None:
+        loader.repeated = repeated
+        try:
+            return loader.get_single_data()
+        finally:
             loader.dispose()
-    if not _bounded(content):
-        return Document(None, f"more than {VALUES} values, or a list within itself, once its aliases are followed")
-    return Document(content, "", tuple(loader.repeated))
 
-
-def _bounded(content: object) -> bool:
-    left = [content]
-    for _ in range(VALUES):
-        if len(left) == 0:
-            return True
-        value = left.pop()
-        if isinstance(value, dict):
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set)):
-            left += value
-    return len(left) == 0
+    try:
+        return Document(yaml_value(text, load), "", tuple(repeated))
+    except ValueError as error:
+        return Document(None, str(error))
 
 
 def read(tree: Tree, path: str) -> Document:
     """A file of a tree; never raises for one that is there."""
-    if tree.files[path] > FILE_BYTES:
-        return Document(None, f"{tree.files[path]} bytes; at most {FILE_BYTES} are read")
+    if tree.files[path] > YAML_CHARACTERS:
+        return Document(None, f"{tree.files[path]} bytes; at most {YAML_CHARACTERS} are read")
     return parse(tree.text(path))
 
 
@@ -91,8 +77,33 @@ def yaml_paths(tree: Tree) -> tuple[str, ...]:
 def is_ours(tree: Tree) -> bool:
     """Whether a root file names ray.serve.llm's builders, or holds an LLMConfig."""
     for path in yaml_paths(tree):
-        if tree.files[path] <= FILE_BYTES:
+        if tree.files[path] <= YAML_CHARACTERS:
             text = tree.text(path)
             if "ray.serve.llm" in text or "model_loading_config" in text:
                 return True
     return False
+
+
+def serve_path(documents: Mapping[str, Document]) -> str | None:
+    """The Serve config file: known by what it holds, and by its name where it cannot be parsed; None for none."""
+    held = [path for path, document in documents.items() if _is_serve_config(document.content)]
+    if len(held) > 0:
+        return held[0]
+    unknown = SERVE in documents and not is_llm_config(documents[SERVE].content)
+    return SERVE if unknown else None
+
+
+def other_serve_paths(documents: Mapping[str, Document]) -> tuple[str, ...]:
+    """Further Serve config files."""
+    first = serve_path(documents)
+    held = (path for path, document in documents.items() if _is_serve_config(document.content))
+    return tuple(path for path in held if path != first)
+
+
+def _is_serve_config(content: object) -> bool:
+    return isinstance(content, dict) and ("applications" in content or "import_path" in content)
+
+
+def is_llm_config(content: object) -> bool:
+    """Whether a file holds an LLMConfig, as well as it can be told."""
+    return isinstance(content, dict) and "model_loading_config" in content

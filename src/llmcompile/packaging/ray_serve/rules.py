@@ -12,7 +12,14 @@ from difflib import get_close_matches
 from typing import Any, TypeGuard
 
 from llmcompile.packaging.ray_serve import RULES
-from llmcompile.packaging.ray_serve.documents import SERVE, Document, read, yaml_paths
+from llmcompile.packaging.ray_serve.documents import (
+    Document,
+    is_llm_config,
+    other_serve_paths,
+    read,
+    serve_path,
+    yaml_paths,
+)
 from llmcompile.packaging.ray_serve.engine_args import (
     ARCHITECTURES,
     DTYPES,
@@ -104,7 +111,8 @@ class _Package:
     Attributes:
         tree: All files.
         documents: YAML files of the root.
-        configs: Every LLMConfig of serve.yaml; of the other files where there is none.
+        serve: The Serve config file's name; None where there is none.
+        configs: Every LLMConfig of the Serve config file; of the other files where there is none.
         release: Of Ray; None where it is not known.
         runtime: Version of vLLM in the image; None where it is not known.
         model: Files of the model, where they are in the package and it is clear whose they are.
@@ -113,6 +121,7 @@ class _Package:
 
     tree: Tree
     documents: Mapping[str, Document]
+    serve: str | None
     configs: tuple[_Config, ...]
     release: str | None
     runtime: str | None
@@ -137,13 +146,14 @@ def _open(tree: Tree, serving: Serving) -> _Package:
     configs = _inline(documents)
     if len(configs) == 0:
         configs = [
-            _Config(path, document.content) for path, document in documents.items() if _is_llm_config(document.content)
+            _Config(path, document.content) for path, document in documents.items() if is_llm_config(document.content)
         ]
     folder = "mirror" if len(configs) == 1 and configs[0].bucket is not None else "model"
     local = len(configs) == 1 and (folder == "mirror" or str(configs[0].source).startswith("/"))
     return _Package(
         tree=tree,
         documents=documents,
+        serve=serve_path(documents),
         configs=tuple(configs),
         release=release_of(serving.version if serving.version is not None else recorded.get("version")),
         runtime=serving.runtime_version if serving.runtime_version is not None else recorded.get("runtime"),
@@ -162,7 +172,8 @@ def _recorded(tree: Tree) -> Mapping[str, str]:
 
 
 def _applications(documents: Mapping[str, Document]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    content = documents[SERVE].content if SERVE in documents else None
+    serve = serve_path(documents)
+    content = documents[serve].content if serve is not None else None
     listed = content.get("applications") if isinstance(content, dict) else None
     for number, application in enumerate(listed if isinstance(listed, list) else []):
         if isinstance(application, dict):
@@ -178,12 +189,13 @@ def _listed(application: Mapping[str, Any]) -> list[object]:
 
 def _entries(documents: Mapping[str, Document]) -> list[tuple[str, object]]:
     """All of them, and where they stand: the file's name is enough where there is one."""
+    serve = serve_path(documents)
     entries = [
-        (f"{SERVE}: applications.{number}.args.llm_configs.{index}", entry)
+        (f"{serve}: applications.{number}.args.llm_configs.{index}", entry)
         for number, application in _applications(documents)
         for index, entry in enumerate(_listed(application))
     ]
-    return [(SERVE, entries[0][1])] if len(entries) == 1 else entries
+    return [(str(serve), entries[0][1])] if len(entries) == 1 else entries
 
 
 def _inline(documents: Mapping[str, Document]) -> list[_Config]:
@@ -196,10 +208,6 @@ def _inline(documents: Mapping[str, Document]) -> list[_Config]:
         if isinstance(entry, dict):
             configs.append(_Config(where, entry))
     return configs
-
-
-def _is_llm_config(content: object) -> bool:
-    return isinstance(content, dict) and "model_loading_config" in content
 
 
 def _ok(rule: str, subject: str, found: str) -> Finding:
@@ -225,24 +233,29 @@ def _serve_yaml(package: _Package) -> Iterator[Finding]:
             yield _failed(rule, path, document.problem, "YAML", "correct the file, or package again")
         for name in document.repeated:
             yield _note(rule, f"{path}: {name}", "stands twice; the last one counts", "once", "drop one of them")
-    if SERVE not in package.documents:
-        yield _skipped(rule, SERVE, "no such file: LLMConfigs alone", "serve run needs a Serve config file")
+    serve = package.serve
+    if serve is None:
+        found = "no file with applications: LLMConfigs alone"
+        yield _skipped(rule, "Serve config file", found, "serve run needs a Serve config file")
         return
-    document = package.documents[SERVE]
+    for path in other_serve_paths(package.documents):
+        hint = "lint it in a folder of its own"
+        yield _note(rule, path, f"a further Serve config file, not looked at: {serve} was", "one", hint)
+    document = package.documents[serve]
     if document.problem != "":
         return
     for flaw in file_flaws(document.content):
-        yield _failed(rule, f"{SERVE}: {flaw.key}", flaw.found, flaw.expected, EFFECTS[flaw.effect])
+        yield _failed(rule, f"{serve}: {flaw.key}", flaw.found, flaw.expected, EFFECTS[flaw.effect])
     applications = list(_applications(package.documents))
     for number, application in applications:
-        yield from _environment(f"{SERVE}: applications.{number}.runtime_env", application.get("runtime_env"))
+        yield from _environment(f"{serve}: applications.{number}.runtime_env", application.get("runtime_env"))
     names = [str(application.get("name", "default")) for _, application in applications]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield _failed(rule, SERVE, f"{names.count(name)} applications named {name}", "a name for each", "rename one")
+        yield _failed(rule, serve, f"{names.count(name)} applications named {name}", "a name for each", "rename one")
     if len(applications) == 0:
-        yield _failed(rule, f"{SERVE}: applications", "none", "at least one", "package again")
+        yield _failed(rule, f"{serve}: applications", "none", "at least one", "package again")
     else:
-        yield _ok(rule, SERVE, f"{len(applications)} application{'s' if len(applications) > 1 else ''}")
+        yield _ok(rule, serve, f"{len(applications)} application{'s' if len(applications) > 1 else ''}")
 
 
 def _environment(where: str, environment: object) -> Iterator[Finding]:
@@ -261,11 +274,12 @@ def _environment(where: str, environment: object) -> Iterator[Finding]:
 
 def _import_path(package: _Package) -> Iterator[Finding]:
     rule = "import-path"
-    if SERVE not in package.documents:
-        yield _skipped(rule, SERVE, "no such file")
+    serve = package.serve
+    if serve is None:
+        yield _skipped(rule, "Serve config file", "none here")
         return
     for number, application in _applications(package.documents):
-        subject = f"{SERVE}: applications.{number}.import_path"
+        subject = f"{serve}: applications.{number}.import_path"
         found = application.get("import_path")
         expected = "ray.serve.llm:build_openai_app"
         module, _, builder = str(found).replace(":", ".").rpartition(".")
@@ -285,12 +299,12 @@ def _import_path(package: _Package) -> Iterator[Finding]:
 def _llm_configs(package: _Package) -> Iterator[Finding]:
     rule = "llm-configs"
     if len(package.configs) == 0:
-        yield _failed(rule, "LLMConfig", "none", "one in serve.yaml, or in a file of its own", "package again")
+        yield _failed(rule, "LLMConfig", "none", "one in a Serve config file, or in a file of its own", "package again")
         return
     for number, application in _applications(package.documents):
         ours = str(application.get("import_path")).startswith("ray.serve.llm")
         if ours and len(_listed(application)) == 0:
-            where = f"{SERVE}: applications.{number}.args.llm_configs"
+            where = f"{package.serve}: applications.{number}.args.llm_configs"
             yield _failed(rule, where, "none", "a list of LLMConfigs", "package again")
     for where, entry in _entries(package.documents):
         yield from _entry(package, where, entry)
@@ -319,14 +333,14 @@ def _entry(package: _Package, where: str, entry: object) -> Iterator[Finding]:
 
 
 def _twins(package: _Package) -> Iterator[Finding]:
-    """LLMConfigs in files of their own that differ from the one of the same model in serve.yaml."""
+    """LLMConfigs in files of their own that differ from the one of the same model in the Serve config file."""
     inline = {
         str(config.mapping("model_loading_config").get("model_id")): config
         for config in package.configs
-        if config.where.startswith(SERVE)
+        if package.serve is not None and config.where.startswith(package.serve)
     }
     for path, document in package.documents.items():
-        if path == SERVE or not _is_llm_config(document.content):
+        if path == package.serve or not is_llm_config(document.content):
             continue
         loading = document.content["model_loading_config"]
         config = inline.get(str(loading.get("model_id"))) if isinstance(loading, dict) else None
@@ -336,7 +350,7 @@ def _twins(package: _Package) -> Iterator[Finding]:
                 for key in {*config.content, *document.content}
                 if config.content.get(key) != document.content.get(key)
             )
-            hint = "serve run reads serve.yaml; make both alike, or remove the file"
+            hint = f"serve run reads {package.serve}; make both alike, or remove the file"
             yield _failed("llm-configs", path, f"other {', '.join(differing)} than {config.where}", "the same", hint)
 
 

@@ -173,8 +173,11 @@ def _check(artifact: Artifact, options: RayLLMOptions, engine: str) -> None:
         hint = "--bucket-uri s3://BUCKET/FOLDER/, or --model-local-path /PATH/ON/EVERY/NODE"
         problems.append(Problem("--bucket-uri and --model-local-path", found, "one of them", hint))
     if options.bucket_uri is not None and _BUCKET.fullmatch(options.bucket_uri) is None:
-        hint = "--bucket-uri s3://BUCKET/FOLDER/"
-        problems.append(Problem("--bucket-uri", repr(options.bucket_uri), "s3://BUCKET/FOLDER/ or gs://...", hint))
+        expected = (
+            "s3://BUCKET/FOLDER/ or gs://BUCKET/FOLDER/; a bucket's name has 3 to 63 characters: lower-case letters,"
+            " digits, '.', '_' and '-', the first and the last a letter or a digit"
+        )
+        problems.append(Problem("--bucket-uri", repr(options.bucket_uri), expected, "--bucket-uri s3://BUCKET/FOLDER/"))
     elif engine == "TRTLLMEngine" and str(options.bucket_uri).startswith("gs://"):
         hint = "--bucket-uri s3://..., or --model-local-path /PATH/ON/EVERY/NODE"
         problems.append(Problem("--bucket-uri", str(options.bucket_uri), "s3://..., all that TRTLLMEngine reads", hint))

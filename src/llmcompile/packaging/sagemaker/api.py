@@ -59,6 +59,7 @@ SHAPES: Mapping[str, Shape] = {
             "MultiModelConfig ContainerMetricsConfig"
         ),
     ),
+    "ContainerDefinitionList": Shape("list", item="ContainerDefinition", most=15),
     "ContainerHostname": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
     "ContainerImage": Shape("string", most=255, pattern=r"[\S]+"),
     "ContainerMode": Shape("string", choices=("SingleModel", "MultiModel")),
@@ -83,10 +84,11 @@ SHAPES: Mapping[str, Shape] = {
         members={
             "ModelName": "ModelName",
             "PrimaryContainer": "ContainerDefinition",
+            "Containers": "ContainerDefinitionList",
             "ExecutionRoleArn": "RoleArn",
             "EnableNetworkIsolation": "Boolean",
         },
-        others="Containers InferenceExecutionConfig Tags VpcConfig",
+        others="InferenceExecutionConfig Tags VpcConfig",
         required=("ModelName",),
     ),
     "CreateOptimizationJobRequest": Shape(

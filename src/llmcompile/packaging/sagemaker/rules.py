@@ -58,10 +58,44 @@ class Seen:
     where: str = ENVIRONMENT
 
     @property
+    def containers(self) -> Mapping[str, Mapping[str, Any]]:
+        """Containers of create_model.json by their path in it: PrimaryContainer, or those of Containers."""
+        model = self.requests.get(MODEL, {})
+        listed = model.get("Containers")
+        paths = {
+            f"Containers[{number}]": made for number, made in enumerate(listed if isinstance(listed, list) else [])
+        }
+        made = {"PrimaryContainer": model["PrimaryContainer"]} if "PrimaryContainer" in model else paths
+        return {path: container for path, container in made.items() if isinstance(container, dict)}
+
+    @property
+    def path(self) -> str:
+        """Path of the container that is looked at: the first."""
+        return next(iter(self.containers), "PrimaryContainer")
+
+    @property
     def container(self) -> Mapping[str, Any]:
-        """PrimaryContainer of create_model.json; empty where there is none."""
-        made = self.requests.get(MODEL, {}).get("PrimaryContainer")
-        return made if isinstance(made, dict) else {}
+        """The container that is looked at; empty where there is none."""
+        return self.containers.get(self.path, {})
+
+    @property
+    def hub(self) -> str | None:
+        """The variable that names a model on the hub, with its value."""
+        names = ("HF_MODEL_ID", "MODEL_ID", "SM_ON_MODEL", "OPTION_MODEL_ID")
+        said = ((name, self.environment.get(name, "")) for name in names)
+        return next((f"{name}={value}" for name, value in said if neuron_env.HUB_ID.fullmatch(value)), None)
+
+    @property
+    def away(self) -> str | None:
+        """Where the model is, if the package has none and need not have one."""
+        if any(path.startswith(f"{FOLDER}/") for path in self.tree.files):
+            return None
+        if self.hub is not None:
+            return f"{self.hub}, on the hub"
+        source = self.container.get("ModelDataSource")
+        inner = source.get("S3DataSource") if isinstance(source, dict) else None
+        uri = inner.get("S3Uri") if isinstance(inner, dict) else self.container.get("ModelDataUrl")
+        return f"{uri[:120]}, in S3" if isinstance(uri, str) else None
 
     @property
     def image_uri(self) -> str | None:
@@ -135,6 +169,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
         image=seen.image,
         runtime=seen.runtime,
         sagemaker=True,
+        away=seen.away,
     )
     yield from _instance(seen, look)
     yield from _timeouts(seen)
@@ -147,7 +182,11 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
         yield from _precedence(seen)
         yield from _lmi(seen)
         return
-    if seen.encoder:
+    if seen.encoder and seen.away is not None:
+        for rule in neuron_env.RULES:
+            if rule != "secrets":
+                yield Finding(rule, "skipped", FOLDER, f"not in the package: {seen.away}")
+    elif seen.encoder:
         yield from toolkit.lint(tree, seen.environment, seen.where, FOLDER, seen.runtime)
     else:
         yield from neuron_rules.lint(look)
@@ -174,7 +213,7 @@ def _see(tree: Tree, serving: Serving) -> Seen:
     in_request = seen.container.get("Environment")
     listed = seen.requests.get(ENVIRONMENT)
     chosen = in_request if isinstance(in_request, dict) else listed
-    seen.where = MODEL if isinstance(in_request, dict) else ENVIRONMENT
+    seen.where = ENVIRONMENT if not isinstance(in_request, dict) and ENVIRONMENT in tree.files else MODEL
     seen.environment = {
         name: value for name, value in ({} if chosen is None else chosen).items() if isinstance(value, str)
     }
@@ -250,7 +289,11 @@ def _variables(seen: Seen) -> dict[str, Mapping[str, str]]:
         except CheckpointError:
             found[ENV] = {}
     for service in _services(seen)[0]:
-        found[f"{COMPOSE}: {service.name}"] = service.environment
+        found[f"{COMPOSE}: {service.name}"] = service.written
+    for path, container in seen.containers.items():
+        given = container.get("Environment")
+        if path != seen.path and isinstance(given, dict):
+            found[f"{MODEL}: {path}"] = {name: value for name, value in given.items() if isinstance(value, str)}
     configs = seen.requests.get(JOB, {}).get("OptimizationConfigs")
     for number, config in enumerate(configs if isinstance(configs, list) else []):
         for part in config.values() if isinstance(config, dict) else ():
@@ -270,11 +313,18 @@ def _dotenv(seen: Seen) -> Iterator[Finding]:
     except CheckpointError as error:
         yield Finding("dotenv", "failed", ENV, error.problems[0].found, "a text file", "write it again")
         return
-    yield from dotenv.lint(lines, ENV)
+    services = _services(seen)[0]
+    if services != () and not any(service.takes(ENV) for service in services):
+        yield Finding("dotenv", "ok", ENV, f"{len(lines)} variables, for compose alone")
+    else:
+        yield from dotenv.lint(lines, ENV)
 
 
 def _image(seen: Seen) -> Iterator[Finding]:
     uri = seen.image_uri
+    if len(seen.containers) > 1:
+        found = f"{len(seen.containers)} containers: {seen.path} alone is looked at"
+        yield Finding("image", "note", f"{MODEL}: Containers", found)
     if uri is None:
         yield Finding(
             "image", "note", MODEL, "no image", "one", "--region or --image-uri when packaging; or write it in"
@@ -303,7 +353,7 @@ def _role(seen: Seen) -> Iterator[Finding]:
 
 
 def _model_data(seen: Seen) -> Iterator[Finding]:
-    subject, url = f"{MODEL}: PrimaryContainer", seen.container.get("ModelDataUrl")
+    subject, url = f"{MODEL}: {seen.path}", seen.container.get("ModelDataUrl")
     source = seen.container.get("ModelDataSource")
     found = source.get("S3DataSource") if isinstance(source, dict) else None
     if url is not None and source is not None:
@@ -316,6 +366,8 @@ def _model_data(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "model-data", "ok" if fits else "failed", f"{subject}.ModelDataUrl", str(url)[:120], "*.tar.gz", hint
         )
+    elif not isinstance(found, dict) and seen.hub is not None:
+        yield Finding("model-data", "ok", subject, f"{seen.hub}, from the hub")
     elif not isinstance(found, dict):
         hint = "--s3-uri when packaging; or write it in"
         yield Finding("model-data", "note", subject, "nothing says where the model is", "ModelDataSource", hint)
@@ -341,7 +393,9 @@ def _file_names(seen: Seen) -> Iterator[Finding]:
             wrong += 1
             expected = f"no blank name, at most {NAME_BYTES} bytes"
             yield Finding("file-names", "failed", f"{FOLDER}/{path}"[:120], repr(bad)[:60], expected, "rename it")
-    if folder.files == {}:
+    if seen.away is not None:
+        yield Finding("file-names", "skipped", FOLDER, f"not in the package: {seen.away}")
+    elif folder.files == {}:
         yield Finding("file-names", "failed", FOLDER, "no files", "the model", "package the artifact again")
     elif wrong == 0:
         yield Finding("file-names", "ok", FOLDER, f"{len(folder.files)} files")
@@ -431,7 +485,8 @@ def _services(seen: Seen) -> tuple[tuple[compose.Service, ...], str | None]:
     if file is None:
         return (), None
     try:
-        return compose.read(seen.tree.text(file)), None
+        known = dotenv.compose_pairs(seen.tree.text(ENV)) if ENV in seen.tree.files else {}
+        return compose.read(seen.tree.text(file), known), None
     except (ValueError, CheckpointError) as error:
         return (), str(error)
 
@@ -443,7 +498,7 @@ def _compose(seen: Seen, look: neuron_rules.Served) -> Iterator[Finding]:
         yield Finding("compose", "skipped", COMPOSE, "no such file")
         yield Finding("devices", "skipped", COMPOSE, "no such file")
         return
-    servers = [made for made in services if any(name.removeprefix("./") == ENV for name in made.env_files)]
+    servers = [made for made in services if made.takes(ENV)]
     mounted = [
         made
         for made in servers
@@ -460,7 +515,7 @@ def _compose(seen: Seen, look: neuron_rules.Served) -> Iterator[Finding]:
     if seen.lmi and look.record is None:
         yield Finding("devices", "skipped", file, "an image of LMI")
     else:
-        yield from neuron_rules.devices(look, servers, file)
+        yield from neuron_rules.devices([(made, look) for made in servers], file)
 
 
 def _precedence(seen: Seen) -> Iterator[Finding]:
@@ -484,10 +539,14 @@ def _lmi(seen: Seen) -> Iterator[Finding]:
     version = None if release is None or not release.startswith(DJL) else release.removeprefix(DJL)
     inner = seen.tree.under(FOLDER)
     failed = 0
+    if seen.away is not None:
+        yield Finding("lmi", "skipped", FOLDER, f"not in the package: {seen.away}")
+        return
     for found in LMI.lint(inner, Serving(version, seen.runtime, MOUNT)):
         if found.status == "failed":
             failed += 1
-            subject = f"{FOLDER}/{found.subject}"
+            below = found.subject.removeprefix(inner.name)
+            subject = f"{FOLDER}{below}" if below != found.subject else f"{FOLDER}/{found.subject}"
             yield Finding("lmi", "failed", subject, f"{found.rule}: {found.found}", found.expected, found.hint)
     if failed == 0:
         yield Finding("lmi", "ok", FOLDER, f"{len(LMI.rules)} rules of {LMI.title}")
