@@ -125,6 +125,15 @@ def test_names_are_replaced_as_compose_does(text: str, value: str) -> None:
     assert dotenv.interpolate(text, {"A": "1", "E": ""}) == value
 
 
+def test_values_of_values_do_not_grow_without_end() -> None:
+    """Each line twice the one before would be a million million characters after forty."""
+    text = "A0=xx\n" + "".join(f"A{number}=$A{number - 1}$A{number - 1}\n" for number in range(1, 40))
+    many = f"A={'x' * 8000}\n" + "".join(f"B{number}=$A\n" for number in range(10_000))
+
+    assert max(map(len, dotenv.compose_pairs(text).values())) < 10_000
+    assert sum(map(len, dotenv.compose_pairs(many).values())) < 2 << 20
+
+
 @given(st.text())
 def test_any_text_has_pairs(text: str) -> None:
     """Nothing is raised for nonsense."""

@@ -20,6 +20,8 @@ _APART = ("'", '"', "\\", "$", "#", "`")
 _MARK = re.compile(
     r"\$(?:\$|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)(?:(?P<mark>:?[-+?])(?P<other>[^{}]*))?\})", re.ASCII
 )
+_GROWTH, _GROWTH_ALL = 8 << 10, 1 << 20
+"""Characters that names may add to one text, and to all of a file: each line may double the one before."""
 _QUOTED = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""")
 
 
@@ -73,16 +75,18 @@ def pairs(lines: tuple[Line, ...]) -> Mapping[str, str]:
 def compose_pairs(text: str) -> Mapping[str, str]:
     """Variable -> value as docker compose takes it: without export, quotes and comments, and with "$NAME" replaced."""
     made: dict[str, str] = {}
+    grown = 0
     for line in text.split("\n"):
         name, separator, value = line.strip().removeprefix("export ").partition("=")
         name, value = name.strip(), value.strip()
         if separator == "" or _KEY.fullmatch(name) is None:
             continue
-        quoted = _QUOTED.match(value)
+        quoted, known = _QUOTED.match(value), made if grown < _GROWTH_ALL else {}
         if quoted is None:
-            made[name] = interpolate(re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip(), made)
+            made[name] = interpolate(re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip(), known)
         else:
-            made[name] = quoted[1] if quoted[2] is None else interpolate(quoted[2], made)
+            made[name] = quoted[1] if quoted[2] is None else interpolate(quoted[2], known)
+        grown += max(0, len(made[name]) - len(value))
     return made
 
 
@@ -91,8 +95,10 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
 
     Source: compose-spec/compose-go@e70e961:template/template.go.
     """
+    left = _GROWTH
 
     def put(match: re.Match[str]) -> str:
+        nonlocal left
         if match[0] == "$$":
             return "$"
         mark, other = match["mark"] or "", match["other"] or ""
@@ -101,7 +107,8 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
         if mark.endswith("+"):
             return other if there else ""
         if value is not None and there:
-            return value
+            left -= len(value)
+            return value if left >= 0 else match[0]
         return other if mark.endswith("-") else match[0]
 
     return _MARK.sub(put, text)
