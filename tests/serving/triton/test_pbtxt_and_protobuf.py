@@ -244,9 +244,10 @@ def stricter(text: str) -> bool:
 def agree(text: str) -> None:
     """Both refuse a text, or both read the same.
 
-    1_000 and 1.0ff are numbers to protobuf's reader in Python alone, not to the one in C++, which is Triton's.
+    1_000 and 1.0ff are numbers to protobuf's reader in Python alone, not to the one in C++, which is Triton's; so is -0
+    where no number may be negative.
     """
-    assume(re.search(r"[0-9]_|[fF]{2}", text) is None)
+    assume(re.search(r"[0-9]_|[fF]{2}|-0+(?![.xX0-9a-fA-F])", text) is None)
     theirs, own = real(text), ours(text)
 
     # By repr: a NaN is not equal to itself.
