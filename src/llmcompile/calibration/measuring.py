@@ -21,7 +21,9 @@ from llmcompile.validation.reference import Weights
 _SEARCHED_TOKENS = 512
 """Tokens whose inputs are kept for the search, evenly spaced over all samples."""
 _BLOCK_ELEMENTS = 1 << 22
-"""Weights the search works on at once."""
+"""Weights that are in float32 at once."""
+_CACHED_ELEMENTS = 1 << 20
+"""Weights the search works on at once, in place: what the processor's cache holds."""
 
 
 @dataclass
@@ -221,16 +223,22 @@ def _best(
     factors = [torch.from_numpy(columns) for columns in tried]
     losses = [0.0] * len(tried)
     for matrix in matrices:
-        for rows in _blocks(matrix, weights, dtype):
-            for index, columns in enumerate(factors):
-                error = _round_groups(rows / columns, group_size).mul_(columns).sub_(rows)
-                losses[index] += float((error @ kept_TC.T).square_().sum())
+        for block in _blocks(matrix, weights, dtype):
+            for rows in block.split(max(1, _CACHED_ELEMENTS // block.shape[1])):
+                error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))
+                for index, columns in enumerate(factors):
+                    _round_groups_(torch.div(rows, columns, out=error), group_size).mul_(columns).sub_(rows)
+                    losses[index] += float(torch.mm(error, kept_TC.T, out=moved).square_().sum())
     return tried[int(np.argmin(losses))]
 
 
-def _round_groups(rows: Tensor, group_size: int) -> Tensor:
-    """What is left of a matrix in 4 bits, a scale of max / 7 for each row and group; as quantization.GroupwiseAwq."""
-    groups = rows.reshape(len(rows), -1, group_size)
+def _round_groups_(rows: Tensor, group_size: int) -> Tensor:
+    """Put in a matrix's place what is left of it in 4 bits, a scale of max / 7 for each row and group.
+
+    As quantization.GroupwiseAwq.
+    """
+    groups = rows.view(len(rows), -1, group_size)
     scale = groups.abs().amax(2, keepdim=True) / 7.0
     scale[scale == 0] = 1.0
-    return (groups / scale).round_().clamp_(-8, 7).mul_(scale).reshape(rows.shape)
+    groups.div_(scale).round_().clamp_(-8, 7).mul_(scale)
+    return rows
