@@ -224,7 +224,7 @@ def _best(
     losses = [0.0] * len(tried)
     for matrix in matrices:
         for block in _blocks(matrix, weights, dtype):
-            for rows in block.split(max(1, _CACHED_ELEMENTS // block.shape[1])):
+            for rows in torch.split(block, max(1, _CACHED_ELEMENTS // block.shape[1])):
                 error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))
                 for index, columns in enumerate(factors):
                     _round_groups_(torch.div(rows, columns, out=error), group_size).mul_(columns).sub_(rows)
