@@ -27,7 +27,7 @@ _CACHED_ELEMENTS = 1 << 20
 
 
 @dataclass
-class _Seen:
+class Seen:
     """The inputs of a group of linear layers.
 
     Attributes:
@@ -65,7 +65,7 @@ class LayerRanges:
 
 
 @dataclass(frozen=True)
-class _Matrix:
+class Matrix:
     """A linear layer of a layer: its module, its weight's tensor in the checkpoint, and how that lies."""
 
     module: nn.Module
@@ -101,8 +101,8 @@ def measure_layer(
     Raises:
         CheckpointError: An activation is not finite, or a group has no linear layer.
     """
-    matrices = _matrices(layers, layer, group_of)
-    seen = {group: _Seen() for group in matrices}
+    matrices = find_matrices(layers, layer, group_of)
+    seen = {group: Seen() for group in matrices}
     largest = {"cache": 0.0}
     searched = measurement.columns == "search"
     every = max(1, total_tokens // _SEARCHED_TOKENS) if searched else 0
@@ -126,7 +126,7 @@ def measure_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    _refuse_non_finite(layer, seen, largest["cache"])
+    refuse_non_finite(layer, seen, largest["cache"])
     linears = {}
     if measurement.linears:
         linears = {
@@ -144,7 +144,12 @@ def _last(function: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Te
     return lambda module, arguments, output: function(output)
 
 
-def _refuse_non_finite(layer: int, seen: Mapping[str, _Seen], cache: float) -> None:
+def refuse_non_finite(layer: int, seen: Mapping[str, Seen], cache: float) -> None:
+    """Stop where something that was seen is NaN or infinite.
+
+    Raises:
+        CheckpointError: It is.
+    """
     wrong = [
         group for group, found in seen.items() if found.largest_C is not None and not found.largest_C.isfinite().all()
     ]
@@ -155,9 +160,9 @@ def _refuse_non_finite(layer: int, seen: Mapping[str, _Seen], cache: float) -> N
         )
 
 
-def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None]) -> dict[str, list[_Matrix]]:
+def find_matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None]) -> dict[str, list[Matrix]]:
     """The linear layers of each group, in the model's order."""
-    found: dict[str, list[_Matrix]] = {}
+    found: dict[str, list[Matrix]] = {}
     for path, module in layers.modules[layer].named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
@@ -165,7 +170,7 @@ def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None])
         stored = layers.stored[layers.name(layer, f"{path}.weight")]
         group = group_of(stored)
         if group is not None:
-            found.setdefault(group, []).append(_Matrix(module, stored, type(module).__name__ == "Conv1D"))
+            found.setdefault(group, []).append(Matrix(module, stored, type(module).__name__ == "Conv1D"))
     missing = [group for group in GROUPS if group not in found]
     if len(missing) > 0:
         raise CheckpointError(f"layer {layer}", f"no linear layer of {', '.join(missing)}", "one of each group")
@@ -173,33 +178,34 @@ def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None])
 
 
 def _measured(
-    matrices: list[_Matrix], seen: _Seen, *, weights: Weights, measurement: Measurement, dtype: torch.dtype
+    matrices: list[Matrix], seen: Seen, *, weights: Weights, measurement: Measurement, dtype: torch.dtype
 ) -> Measured:
     assert seen.largest_C is not None
     inputs_C = seen.largest_C.numpy()
     weights_C = np.zeros_like(inputs_C)
     for matrix in matrices:
-        for rows in _blocks(matrix, weights, dtype):
+        for rows in row_blocks(matrix, weights, dtype):
             np.maximum(weights_C, rows.abs().amax(0).numpy(), out=weights_C)
     columns: Array | None = None
     if measurement.columns == "smooth":
-        columns = _rounded(smoothing_columns(inputs_C, weights_C), dtype)
+        columns = rounded(smoothing_columns(inputs_C, weights_C), dtype)
     elif measurement.columns == "search":
         assert seen.sums_C is not None
         means_C = (seen.sums_C / seen.tokens).float().numpy()
-        tried = [_rounded(factors, dtype) for factors in search_columns(means_C)]
+        tried = [rounded(factors, dtype) for factors in search_columns(means_C)]
         columns = _best(tried, matrices, torch.cat(seen.kept), weights, dtype, measurement.group_size)
     if columns is None:
         return Measured(float(inputs_C.max()), float(weights_C.max()))
     return Measured(float((inputs_C * columns).max()), float((weights_C / columns).max()), columns)
 
 
-def _rounded(columns_C: Array, dtype: torch.dtype) -> Array:
+def rounded(columns_C: Array, dtype: torch.dtype) -> Array:
+    """Factors as the artifact's type holds them, float32."""
     values: Array = torch.from_numpy(columns_C).to(dtype).float().numpy()
     return values
 
 
-def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
+def row_blocks(matrix: Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
     """Rows of the matrix (N, C) as the artifact has them, in float32."""
     whole = weights.read(matrix.stored)
     whole = whole.T if matrix.in_first else whole
@@ -210,7 +216,7 @@ def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[T
 
 def _best(
     tried: list[Array],
-    matrices: list[_Matrix],
+    matrices: list[Matrix],
     kept_TC: Tensor,
     weights: Weights,
     dtype: torch.dtype,
@@ -223,7 +229,7 @@ def _best(
     factors = [torch.from_numpy(columns) for columns in tried]
     losses = [0.0] * len(tried)
     for matrix in matrices:
-        for block in _blocks(matrix, weights, dtype):
+        for block in row_blocks(matrix, weights, dtype):
             for rows in torch.split(block, max(1, _CACHED_ELEMENTS // block.shape[1])):
                 error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))
                 for index, columns in enumerate(factors):
