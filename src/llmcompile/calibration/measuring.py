@@ -27,7 +27,7 @@ _CACHED_ELEMENTS = 1 << 20
 
 
 @dataclass
-class Seen:
+class _Seen:
     """The inputs of a group of linear layers.
 
     Attributes:
@@ -65,7 +65,7 @@ class LayerRanges:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class _Matrix:
     """A linear layer of a layer: its module, its weight's tensor in the checkpoint, and how that lies."""
 
     module: nn.Module
@@ -101,8 +101,8 @@ def measure_layer(
     Raises:
         CheckpointError: An activation is not finite, or a group has no linear layer.
     """
-    matrices = find_matrices(layers, layer, group_of)
-    seen = {group: Seen() for group in matrices}
+    matrices = _matrices(layers, layer, group_of)
+    seen = {group: _Seen() for group in matrices}
     largest = {"cache": 0.0}
     searched = measurement.columns == "search"
     every = max(1, total_tokens // _SEARCHED_TOKENS) if searched else 0
@@ -126,7 +126,7 @@ def measure_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    refuse_non_finite(layer, seen, largest["cache"])
+    _refuse_non_finite(layer, seen, largest["cache"])
     linears = {}
     if measurement.linears:
         linears = {
@@ -144,12 +144,7 @@ def _last(function: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Te
     return lambda module, arguments, output: function(output)
 
 
-def refuse_non_finite(layer: int, seen: Mapping[str, Seen], cache: float) -> None:
-    """Stop where something that was seen is NaN or infinite.
-
-    Raises:
-        CheckpointError: It is.
-    """
+def _refuse_non_finite(layer: int, seen: Mapping[str, _Seen], cache: float) -> None:
     wrong = [
         group for group, found in seen.items() if found.largest_C is not None and not found.largest_C.isfinite().all()
     ]
@@ -160,9 +155,9 @@ def refuse_non_finite(layer: int, seen: Mapping[str, Seen], cache: float) -> Non
         )
 
 
-def find_matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None]) -> dict[str, list[Matrix]]:
+def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None]) -> dict[str, list[_Matrix]]:
     """The linear layers of each group, in the model's order."""
-    found: dict[str, list[Matrix]] = {}
+    found: dict[str, list[_Matrix]] = {}
     for path, module in layers.modules[layer].named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
@@ -170,7 +165,7 @@ def find_matrices(layers: Layers, layer: int, group_of: Callable[[str], str | No
         stored = layers.stored[layers.name(layer, f"{path}.weight")]
         group = group_of(stored)
         if group is not None:
-            found.setdefault(group, []).append(Matrix(module, stored, type(module).__name__ == "Conv1D"))
+            found.setdefault(group, []).append(_Matrix(module, stored, type(module).__name__ == "Conv1D"))
     missing = [group for group in GROUPS if group not in found]
     if len(missing) > 0:
         raise CheckpointError(f"layer {layer}", f"no linear layer of {', '.join(missing)}", "one of each group")
@@ -178,34 +173,33 @@ def find_matrices(layers: Layers, layer: int, group_of: Callable[[str], str | No
 
 
 def _measured(
-    matrices: list[Matrix], seen: Seen, *, weights: Weights, measurement: Measurement, dtype: torch.dtype
+    matrices: list[_Matrix], seen: _Seen, *, weights: Weights, measurement: Measurement, dtype: torch.dtype
 ) -> Measured:
     assert seen.largest_C is not None
     inputs_C = seen.largest_C.numpy()
     weights_C = np.zeros_like(inputs_C)
     for matrix in matrices:
-        for rows in row_blocks(matrix, weights, dtype):
+        for rows in _blocks(matrix, weights, dtype):
             np.maximum(weights_C, rows.abs().amax(0).numpy(), out=weights_C)
     columns: Array | None = None
     if measurement.columns == "smooth":
-        columns = rounded(smoothing_columns(inputs_C, weights_C), dtype)
+        columns = _rounded(smoothing_columns(inputs_C, weights_C), dtype)
     elif measurement.columns == "search":
         assert seen.sums_C is not None
         means_C = (seen.sums_C / seen.tokens).float().numpy()
-        tried = [rounded(factors, dtype) for factors in search_columns(means_C)]
+        tried = [_rounded(factors, dtype) for factors in search_columns(means_C)]
         columns = _best(tried, matrices, torch.cat(seen.kept), weights, dtype, measurement.group_size)
     if columns is None:
         return Measured(float(inputs_C.max()), float(weights_C.max()))
     return Measured(float((inputs_C * columns).max()), float((weights_C / columns).max()), columns)
 
 
-def rounded(columns_C: Array, dtype: torch.dtype) -> Array:
-    """Factors as the artifact's type holds them, float32."""
+def _rounded(columns_C: Array, dtype: torch.dtype) -> Array:
     values: Array = torch.from_numpy(columns_C).to(dtype).float().numpy()
     return values
 
 
-def row_blocks(matrix: Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
+def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
     """Rows of the matrix (N, C) as the artifact has them, in float32."""
     whole = weights.read(matrix.stored)
     whole = whole.T if matrix.in_first else whole
@@ -216,7 +210,7 @@ def row_blocks(matrix: Matrix, weights: Weights, dtype: torch.dtype) -> Iterable
 
 def _best(
     tried: list[Array],
-    matrices: list[Matrix],
+    matrices: list[_Matrix],
     kept_TC: Tensor,
     weights: Weights,
     dtype: torch.dtype,
@@ -229,7 +223,7 @@ def _best(
     factors = [torch.from_numpy(columns) for columns in tried]
     losses = [0.0] * len(tried)
     for matrix in matrices:
-        for block in row_blocks(matrix, weights, dtype):
+        for block in _blocks(matrix, weights, dtype):
             for rows in torch.split(block, max(1, _CACHED_ELEMENTS // block.shape[1])):
                 error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))
                 for index, columns in enumerate(factors):
