@@ -1,8 +1,8 @@
 """A Hugging Face hub on the loopback interface: one repository, the requests it saw, and faults to switch on.
 
-It speaks what huggingface_hub asks of `HF_ENDPOINT`: the model's listing, and HEAD and GET of its files with ETag,
-X-Repo-Commit, Content-Length and Range. huggingface_hub reads `HF_ENDPOINT` when it is imported, so that the code under
-test has to run in a process of its own, started with `Hub.environment`.
+It speaks what huggingface_hub asks of `HF_ENDPOINT`: the listing of a model or dataset, and HEAD and GET of its files
+with ETag, X-Repo-Commit, Content-Length and Range. huggingface_hub reads `HF_ENDPOINT` when it is imported, so that the
+code under test has to run in a process of its own, started with `Hub.environment`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Hub:
 
     Attributes:
         files: Content of the repository's files, by name.
+        kind: "models" or "datasets".
         repo: Id of the repository; every other one is answered with NO_REPOSITORY.
         revisions: Names that stand for COMMIT, beside COMMIT itself.
         listing_fault: Answer to every request for the model's listing; None for the listing.
@@ -79,6 +80,7 @@ class Hub:
 
     files: dict[str, bytes]
     repo: str = "org/tiny"
+    kind: str = "models"
     revisions: tuple[str, ...] = ("main",)
     listing_fault: Fault | None = None
     file_faults: dict[str, Fault] = field(default_factory=dict)
@@ -123,11 +125,16 @@ class Hub:
         }
 
     @property
+    def folder(self) -> str:
+        """Where the repository's files are, below the endpoint."""
+        return f"/{self.repo}" if self.kind == "models" else f"/{self.kind}/{self.repo}"
+
+    @property
     def downloaded(self) -> list[str]:
         """Names of the files whose content was asked for, in alphabetical order, each once."""
-        start = f"/{self.repo}/resolve/{COMMIT}/"
+        start = f"{self.folder}/resolve/"
         found = {unquote(r.path) for r in self.requests if r.method == "GET" and r.path.startswith(start)}
-        return sorted(path.removeprefix(start) for path in found)
+        return sorted(path.removeprefix(start).partition("/")[2] for path in found)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -148,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         headers = {name.lower(): value for name, value in self.headers.items()}
         hub.requests.append(Request(self.command, path, self.path, headers))
-        listing, resolve = f"/api/models/{hub.repo}", f"/{hub.repo}/resolve/"
+        listing, resolve = f"/api/{hub.kind}/{hub.repo}", f"{hub.folder}/resolve/"
         if path == listing or path.startswith(f"{listing}/revision/"):
             self._list(unquote(path.removeprefix(listing).removeprefix("/revision/")))
         elif path.startswith(resolve):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import models
-from llmcompile.calibration.data import check_dataset, read_samples
+from llmcompile.calibration.data import Samples, check_dataset, read_samples
+from llmcompile.checkpoint.hub import Data
 from llmcompile.errors import CheckpointError, LlmCompileError, OptionsError
 
 
@@ -30,9 +32,15 @@ def write(folder: Path, name: str, content: str) -> Path:
     return path
 
 
+def read(dataset: Path | None, model: Path, *, size: int = 9, length: int = 3, column: str = "text") -> Samples:
+    """`read_samples` of a local file."""
+    data = None if dataset is None else Data(dataset.name, dataset)
+    return read_samples(data, model, vocab=models.VOCAB, size=size, length=length, column=column)
+
+
 def tokens(dataset: Path | None, model: Path, size: int = 9, length: int = 3) -> list[list[int]]:
     """The samples of a file."""
-    return read_samples(dataset, model, vocab=models.VOCAB, size=size, length=length).tokens.tolist()
+    return read(dataset, model, size=size, length=length).tokens.tolist()
 
 
 def test_texts_are_joined_and_cut(model: Path, tmp_path: Path) -> None:
@@ -66,7 +74,7 @@ def test_the_hash_is_that_of_the_file(model: Path, tmp_path: Path) -> None:
     """The manifest's figure can be compared with sha256sum."""
     data = write(tmp_path, "a.txt", "a b c")
 
-    samples = read_samples(data, model, vocab=models.VOCAB, size=1, length=3)
+    samples = read(data, model, size=1)
 
     assert samples.sha256 == hashlib.sha256(b"a b c").hexdigest()
     assert samples.name == "a.txt"
@@ -74,7 +82,7 @@ def test_the_hash_is_that_of_the_file(model: Path, tmp_path: Path) -> None:
 
 def test_there_is_a_text_built_in(model: Path) -> None:
     """Without a file."""
-    samples = read_samples(None, model, vocab=models.VOCAB, size=4, length=16)
+    samples = read(None, model, size=4, length=16)
 
     assert (samples.name, list(samples.tokens.shape)) == ("a built-in text", [4, 16])
 
@@ -84,9 +92,9 @@ def test_there_is_a_text_built_in(model: Path) -> None:
     [
         ("a.jsonl", '{"text": "a b"}\n[1]\n', OptionsError, "line 2: no JSON object"),
         ("a.jsonl", '{"text": "a b"}\n{"text"\n', OptionsError, "line 2: not JSON"),
-        ("a.jsonl", '{"text": "a b"}\n{"body": "c"}\n', OptionsError, 'line 2: no "text"'),
+        ("a.jsonl", '{"text": "a b"}\n{"body": "c"}\n', OptionsError, 'record 2: no "text"'),
         ("a.jsonl", '{"input_ids": [1, 2]}\n{"input_ids": [44]}\n', OptionsError, "whole numbers from 0 to 43"),
-        ("a.jsonl", '{"input_ids": [1, true]}\n', OptionsError, "line 1"),
+        ("a.jsonl", '{"input_ids": [1, true]}\n', OptionsError, "record 1"),
         ("a.txt", "a", OptionsError, "1 tokens"),
     ],
 )
@@ -127,3 +135,71 @@ def test_a_file_is_looked_at_before_any_work(name: str, content: Any, message: s
 
     with pytest.raises(OptionsError, match=message):
         check_dataset(tmp_path / name)
+
+
+def test_another_column_holds_the_text(model: Path, tmp_path: Path) -> None:
+    """As most datasets of the hub have it."""
+    data = write(tmp_path, "a.jsonl", '{"id": "1", "article": "a b c"}\n')
+
+    assert read(data, model, column="article").tokens.tolist() == [[4, 5, 6]]
+
+
+def test_an_absent_column_is_answered_by_those_there_are(tmp_path: Path) -> None:
+    """With the flag to type; only columns of texts are named."""
+    data = write(tmp_path, "a.jsonl", '{"id": 1, "article": "a b c", "highlights": "d"}\n')
+
+    with pytest.raises(OptionsError) as caught:
+        check_dataset(data)
+
+    assert caught.value.problems[0].hint == "--calib-column with one of article, highlights"
+
+
+def parquet(folder: Path, name: str, **columns: list[Any]) -> Path:
+    """A .parquet file in groups of two rows."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow has no wheel for this Python")
+    from pyarrow import parquet as files
+
+    files.write_table(pyarrow.table(columns), folder / name, row_group_size=2)
+    return folder / name
+
+
+def test_parquet_is_read_like_records(model: Path, tmp_path: Path) -> None:
+    """Texts in rows, over several groups of rows."""
+    data = parquet(tmp_path, "a.parquet", id=[1, 2, 3], text=["a b", "c", "d e f"])
+
+    check_dataset(data)
+
+    assert tokens(data, model) == [[4, 5, 6], [7, 8, 9]]
+
+
+def test_parquet_may_hold_tokens(tmp_path: Path) -> None:
+    """In a column of lists."""
+    data = parquet(tmp_path, "a.parquet", input_ids=[[1, 2], [3, 4, 5, 6]])
+
+    assert tokens(data, tmp_path) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_the_columns_of_parquet_are_named(tmp_path: Path) -> None:
+    """As those of records are."""
+    with pytest.raises(OptionsError) as caught:
+        check_dataset(parquet(tmp_path, "a.parquet", id=[1], article=["a"]))
+
+    assert caught.value.problems[0].hint == "--calib-column with one of article"
+
+
+def test_parquet_that_is_none_is_said_so(tmp_path: Path) -> None:
+    """Without a traceback of its reader's."""
+    pytest.importorskip("pyarrow", reason="pyarrow has no wheel for this Python")
+
+    with pytest.raises(OptionsError, match=r"a\.parquet: .*[Pp]arquet"):
+        check_dataset(write(tmp_path, "a.parquet", "PAR1 and no more"))
+
+
+def test_parquet_needs_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to install is said."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(OptionsError) as caught:
+        check_dataset(write(tmp_path, "a.parquet", "PAR1"))
+
+    assert "pip install 'llmcompile[data]'" in caught.value.problems[0].hint

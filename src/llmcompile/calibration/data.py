@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmcompile.checkpoint.hub import DATA_FILES, DATA_FLAG, Data
 from llmcompile.errors import CheckpointError, OptionsError
 from llmcompile.validation.reference import text_tokens
 from llmcompile.validation.sample_text import SAMPLE
 
-FLAG = "--calib-dataset"
-_FORMATS = 'JSON objects with "text" or "input_ids", one a line, in a .jsonl file; or a .txt file'
+FLAG = DATA_FLAG
+COLUMN_FLAG = "--calib-column"
+COLUMN = "text"
+"""Where a record's text is, unless it is said."""
+_ROWS = 64
+"""Records of a .parquet file that are held at once."""
+_FORMATS = (
+    'JSON objects with "text" or "input_ids", one a line, in a .jsonl file; a .parquet file with such columns; '
+    "or a .txt file"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +47,14 @@ class Samples:
 
 
 def read_samples(
-    dataset: Path | None, model: Path, *, vocab: int, size: int, length: int, trust_remote_code: bool = False
+    dataset: Data | None,
+    model: Path,
+    *,
+    vocab: int,
+    size: int,
+    length: int,
+    column: str = COLUMN,
+    trust_remote_code: bool = False,
 ) -> Samples:
     """Join the data's texts to one sequence, and cut it into samples; the rest that fills none is left out.
 
@@ -46,6 +64,7 @@ def read_samples(
         vocab: Tokens are in [0, vocab).
         size: Samples that are wanted, at most.
         length: Tokens of a sample; fewer where the data have no more in all.
+        column: Key or column of each record's text.
         trust_remote_code: Run the tokenizer's own code.
 
     Raises:
@@ -56,9 +75,10 @@ def read_samples(
         name, digest = "a built-in text", hashlib.sha256(SAMPLE.encode()).hexdigest()
         tokens = _encoded(iter([SAMPLE]), model, size * length, trust_remote_code)
     else:
-        name, digest = dataset.name, _sha256(dataset)
-        given = _token_lists(dataset, vocab, size * length)
-        tokens = _encoded(_texts(dataset), model, size * length, trust_remote_code) if given is None else given
+        assert dataset.path is not None
+        name, path, digest = dataset.label, dataset.path, _sha256(dataset.path)
+        given = _token_lists(path, vocab, size * length)
+        tokens = _encoded(_texts(path, column), model, size * length, trust_remote_code) if given is None else given
     if len(tokens) < 2:
         raise OptionsError(FLAG, f"{name} has {len(tokens)} tokens", "2 or more", "choose a longer text")
     length = min(length, len(tokens))
@@ -66,15 +86,16 @@ def read_samples(
     return Samples(name, digest, torch.tensor(tokens[: count * length], dtype=torch.int64).reshape(count, length))
 
 
-def check_dataset(dataset: Path) -> None:
+def check_dataset(dataset: Path, column: str = COLUMN) -> None:
     """Look at the file's name and its first record.
 
     Raises:
         OptionsError: It is not what `read_samples` takes.
     """
-    if dataset.suffix not in (".jsonl", ".txt"):
+    if dataset.suffix not in DATA_FILES:
         raise OptionsError(FLAG, f"{dataset}", _FORMATS, f"write the texts to {dataset.stem}.txt")
-    if next(_texts(dataset) if dataset.suffix == ".txt" else _records(dataset), None) is None:
+    tokens = _token_lists(dataset, sys.maxsize, 1)
+    if len(list(islice(_texts(dataset, column), 1)) if tokens is None else tokens) == 0:
         raise OptionsError(FLAG, f"{dataset} is empty", "a text", "choose another file")
 
 
@@ -111,14 +132,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise OptionsError(FLAG, f"{path}, line {number}: not UTF-8", _FORMATS, "convert the file") from error
 
 
-def _texts(path: Path) -> Iterator[str]:
-    """The paragraphs of a .txt file; the texts of a .jsonl file."""
+def _texts(path: Path, column: str) -> Iterator[str]:
+    """The paragraphs of a .txt file; the texts of one of records."""
     if path.suffix != ".txt":
-        for number, record in _records(path):
-            if not isinstance(record.get("text"), str):
-                found = f'{path}, line {number}: no "text" that is a string'
-                raise OptionsError(FLAG, found, _FORMATS, "every line must have the same key")
-            yield record["text"]
+        for number, record in _records(path, (column,)):
+            if not isinstance(record.get(column), str):
+                texts = [name for name, value in record.items() if isinstance(value, str)]
+                there = f"{COLUMN_FLAG} with one of {', '.join(texts[:8])}" if len(texts) > 0 else "choose another file"
+                found = f'{path}, record {number}: no "{column}" that is a string'
+                raise OptionsError(FLAG, found, _FORMATS, there)
+            yield record[column]
         return
     paragraph = ""
     for _, line in _lines(path):
@@ -131,7 +154,11 @@ def _texts(path: Path) -> Iterator[str]:
         yield paragraph
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each record, from 1; of a .parquet file only `columns`, or all where it lacks them."""
+    if path.suffix == ".parquet":
+        yield from _rows(path, columns)
+        return
     for number, line in _lines(path):
         if line.strip() == "":
             continue
@@ -144,18 +171,39 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records of a .parquet file, some at a time."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        hint = "pip install 'llmcompile[data]', or write the texts to a .txt file"
+        raise OptionsError(FLAG, f"{path}: pyarrow, which reads it, is not installed", _FORMATS, hint) from error
+    try:
+        with _opened(path) as stream:
+            file = parquet.ParquetFile(stream)
+            wanted = [name for name in columns if name in file.schema_arrow.names]
+            number = 0
+            for batch in file.iter_batches(_ROWS, columns=wanted if len(wanted) > 0 else None):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise OptionsError(FLAG, f"{path}: {error}", "a .parquet file", "check the file") from error
+
+
 def _token_lists(path: Path, vocab: int, most: int) -> list[int] | None:
     """The tokens of a .jsonl file that has them; None for one of texts."""
     if path.suffix == ".txt":
         return None
     tokens: list[int] = []
-    for number, record in _records(path):
+    for number, record in _records(path, ("input_ids",)):
         ids = record.get("input_ids")
         if ids is None and len(tokens) == 0:
             return None
         whole = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab for token in ids)
         if not whole:
-            found = f'{path}, line {number}: "input_ids" are not whole numbers from 0 to {vocab - 1}'
+            found = f'{path}, record {number}: "input_ids" are not whole numbers from 0 to {vocab - 1}'
             raise OptionsError(FLAG, found, _FORMATS, "use the model's own tokenizer")
         assert isinstance(ids, list)
         tokens += ids

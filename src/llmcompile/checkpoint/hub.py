@@ -17,6 +17,7 @@ from llmcompile.checkpoint.folder import (
     Checkpoint,
     WeightFile,
     auxiliary_files,
+    contained,
     read_object,
 )
 from llmcompile.checkpoint.headers import Stored, parse_safetensors
@@ -25,6 +26,9 @@ from llmcompile.errors import CheckpointError, NetworkError
 PIPELINE = "model_index.json"
 """What a pipeline of several models, each in a folder of its own, has in the place of config.json."""
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?:@[\w./-]+)?")
+DATA_FILES = (".jsonl", ".parquet", ".txt")
+"""Endings of files of data that can be read, the ones to be preferred first."""
+DATA_FLAG = "--calib-dataset"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,31 @@ class Located:
     label: str
     revision: str | None
     commit: str | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is looked for on the hub, in the words of messages: the flag it is given by, and what it may be locally."""
+
+    flag: str
+    local: str
+
+
+_MODEL = _Asked("--model", "folder")
+_DATASET = _Asked(DATA_FLAG, "file")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file of data.
+
+    Attributes:
+        label: The file's name; of a dataset on the hub, org/name@commit:file.
+        path: Where it is on this machine; None where it was only looked for.
+    """
+
+    label: str
+    path: Path | None
 
 
 def locate(
@@ -116,6 +145,68 @@ def peek(
     return Located(root, repo, revision, commit), checkpoint
 
 
+def locate_data(dataset: str, *, token: str | None, cache_dir: Path | None = None, download: bool = True) -> Data:
+    """Find a file of data, downloading it from a dataset repository of the hub where it is not cached yet.
+
+    Args:
+        dataset: Local file, or org/name[@revision][:file]. Without the name of a file, the repository's first one that
+            can be read is taken, of those with "train" in their name where there are any.
+        token: Hub token; None for the one huggingface_hub finds itself.
+        cache_dir: Where downloads are kept; None for huggingface_hub's own place.
+        download: Whether to fetch the file, and not only to look whether it is there.
+
+    Raises:
+        CheckpointError: No such repository or file, or no access.
+        NetworkError: As for `locate`.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+
+    path = Path(dataset).expanduser()
+    if path.exists() or (path.suffix in DATA_FILES and ":" not in dataset) or path.is_absolute():
+        return Data(path.name, path)
+    name, _, file = dataset.partition(":")
+    repo, revision = _repository(name, None, _DATASET)
+    with _hub_errors(repo, revision, _DATASET):
+        if constants.HF_HUB_OFFLINE:
+            root = Path(
+                snapshot_download(
+                    repo, revision=revision, cache_dir=cache_dir, local_files_only=True, repo_type="dataset"
+                )
+            )
+            names = [str(found.relative_to(root)) for found in root.rglob("*") if found.is_file()]
+            file = _data_file(repo, names, file)
+            return Data(f"{repo}@{root.name}:{file}", contained(root, file))
+        info = HfApi(token=token).dataset_info(repo, revision=revision)
+        file = _data_file(repo, [sibling.rfilename for sibling in info.siblings or ()], file)
+        if not download:
+            return Data(f"{repo}@{info.sha}:{file}", None)
+        # By the revision that was asked for, so that it is found again with the hub switched off.
+        found = Path(
+            hf_hub_download(repo, file, repo_type="dataset", revision=revision, cache_dir=cache_dir, token=token)
+        )
+    commit = found.parents[len(Path(file).parts) - 1].name
+    return Data(f"{repo}@{commit}:{file}", found)
+
+
+def _data_file(repo: str, names: Sequence[str], wanted: str) -> str:
+    """The file of data among the names of a dataset repository."""
+    readable = sorted(name for name in names if name.endswith(DATA_FILES))
+    if wanted != "" and (wanted not in names or not wanted.endswith(DATA_FILES)):
+        listed = ", ".join(readable[:8]) if len(readable) > 0 else ", ".join(sorted(names)[:8])
+        raise CheckpointError(
+            f"{repo}: {wanted}", "no file of data of that name", f"one of {listed}", f"check {DATA_FLAG}"
+        )
+    if wanted != "":
+        return wanted
+    if len(readable) == 0:
+        found = f"no file of data among {', '.join(sorted(names)[:8])}"
+        raise CheckpointError(repo, found, f"one that ends in {', '.join(DATA_FILES)}", "choose another dataset")
+    return min(
+        readable,
+        key=lambda name: ("train" not in name, next(i for i, end in enumerate(DATA_FILES) if name.endswith(end)), name),
+    )
+
+
 def _local(model: str, revision: str | None) -> Located | None:
     folder = Path(model).expanduser()
     if not folder.exists():
@@ -125,10 +216,11 @@ def _local(model: str, revision: str | None) -> Located | None:
     return Located(folder, folder.absolute().name if folder.name != "" else folder.resolve().name, None, None)
 
 
-def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
+def _repository(model: str, revision: str | None, asked: _Asked = _MODEL) -> tuple[str, str | None]:
     """Repository and revision of a hub id."""
     if _HUB_ID.fullmatch(model) is None or model.startswith(".") or ".." in model or "--" in model:
-        raise CheckpointError(model, "no such folder", "a local folder or a hub id like org/name", "check --model")
+        expected = f"a local {asked.local} or a hub id like org/name"
+        raise CheckpointError(model, f"no such {asked.local}", expected, f"check {asked.flag}")
     repo, _, inline = model.partition("@")
     if inline != "" and revision is not None and inline != revision:
         raise CheckpointError("--revision", f"{revision}, and {inline} in {model}", "one revision", "drop --revision")
@@ -203,30 +295,34 @@ def _literal(names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+def _hub_errors(repo: str, revision: str | None, asked: _Asked = _MODEL) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
+    retry = (
+        f"no {asked.local} of this name is here; if it is a {asked.local}, check {asked.flag}, or write ./NAME; "
+        "if it is a hub id, run the same command again: what was downloaded is kept"
+    )
     subject = repo if revision is None else f"{repo}@{revision}"
     try:
         yield
     except errors.HFValidationError as error:
-        raise CheckpointError(subject, "not a hub id", "one like org/name", "check --model") from error
+        raise CheckpointError(subject, "not a hub id", "one like org/name", f"check {asked.flag}") from error
     except errors.GatedRepoError as error:
         raise CheckpointError(
             subject, "a gated repository", "access", "accept its terms on the hub, then pass --token or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(subject, "no such revision", "a branch, tag or commit", "check --revision") from error
+        raise CheckpointError(subject, "no such revision", "a branch, tag or commit", _REVISIONS[asked.flag]) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             subject,
             "no such repository, or a private one",
-            "a local folder or a hub id like org/name",
-            "check --model; for a private repository pass --token or set HF_TOKEN",
+            f"a local {asked.local} or a hub id like org/name",
+            f"check {asked.flag}; for a private repository pass --token or set HF_TOKEN",
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         # Before HfHubHTTPError, which LocalEntryNotFoundError was until huggingface_hub 1.0.
-        hint = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else _RETRY
+        hint = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else retry
         raise NetworkError(subject, "the hub cannot be reached, and the files are not cached", "", hint) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
@@ -234,16 +330,15 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
             raise CheckpointError(
                 subject, f"the hub refused access with status {status}", "access", "check --token or HF_TOKEN"
             ) from error
-        raise NetworkError(subject, f"the hub answered with status {status}", "", _RETRY) from error
+        raise NetworkError(subject, f"the hub answered with status {status}", "", retry) from error
     except OSError as error:
         # requests' and httpx's failures are OSErrors or have an __cause__ that is; a full disk is one as well.
         if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
             raise
-        raise NetworkError(subject, f"the connection failed ({type(error).__name__})", "", _RETRY) from error
+        raise NetworkError(subject, f"the connection failed ({type(error).__name__})", "", retry) from error
 
 
-_RETRY = (
-    "no folder of this name is here; if it is a folder, check --model, or write ./NAME; "
-    "if it is a hub id, run the same command again: what was downloaded is kept"
+_REVISIONS: Mapping[str, str] = MappingProxyType(
+    {_MODEL.flag: "check --revision", _DATASET.flag: f"check what follows the @ of {DATA_FLAG}"}
 )
 _NO_RANGES = "a proxy may drop the Range header: leave out --dry-run, or download the model and pass its folder"

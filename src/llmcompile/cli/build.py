@@ -486,17 +486,29 @@ def trtllm(
         ),
     ] = TrtllmOptions.kv_cache,
     calib_dataset: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--calib-dataset",
             "--calib_dataset",
             envvar="LLMCOMPILE_CALIB_DATASET",
-            metavar="FILE",
-            help="Text that a calibrated recipe measures activations on: .jsonl with text or input_ids in each line, "
-            "or .txt; a short built-in text by default.",
+            metavar="FILE|HUB_ID",
+            help="Text that a calibrated recipe measures activations on: .jsonl or .parquet with text or input_ids in "
+            "each record, or .txt; or a dataset of the hub, ORG/NAME[@REVISION][:FILE]; a short built-in text by "
+            "default.",
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = TrtllmOptions.calib_dataset,
+    calib_column: Annotated[
+        str,
+        typer.Option(
+            "--calib-column",
+            "--calib_column",
+            envvar="LLMCOMPILE_CALIB_COLUMN",
+            metavar="NAME",
+            help="Key or column of each record's text.",
+            rich_help_panel=params.QUANTIZATION,
+        ),
+    ] = TrtllmOptions.calib_column,
     calib_size: Annotated[
         int,
         typer.Option(
@@ -829,6 +841,7 @@ def trtllm(
             group_size=quantized.group_size,
             kv_cache=quantized.kv_cache,
             calib_dataset=calib_dataset,
+            calib_column=calib_column,
             calib_size=calib_size,
             calib_seq_len=calib_seq_len,
             use_parallel_embedding=use_parallel_embedding,

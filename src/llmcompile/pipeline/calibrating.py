@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load, save
 
 from llmcompile.architectures import ARCHITECTURES
 from llmcompile.architectures.spec import Dims
@@ -58,11 +57,12 @@ def read(job: Job) -> Samples | None:
     from llmcompile.calibration.data import read_samples
 
     return read_samples(
-        options.calib_dataset,
+        job.data,
         job.checkpoint.root,
         vocab=job.dims.sizes["vocab"],
         size=options.calib_size,
         length=min(options.calib_seq_len, job.dims.sizes.get("positions", options.calib_seq_len)),
+        column=options.calib_column,
         trust_remote_code=options.build.trust_remote_code,
     )
 
@@ -146,7 +146,7 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
                     total_tokens=samples.tokens.numel(),
                     done=states.write,
                 )
-            work.write_bytes(_result(layer), save(_arrays(found[layer])))
+            work.write_bytes(_result(layer), _kept(found[layer]))
             work.forget(_states(layer))
             (work.path / _states(layer)).unlink()
             advance(layer)
@@ -273,8 +273,10 @@ def _groups(job: Job, weights: Weights) -> Mapping[str, str]:
     return groups
 
 
-def _arrays(found: LayerRanges) -> dict[str, Array]:
+def _kept(found: LayerRanges) -> bytes:
     """A layer's figures as they are kept."""
+    from safetensors.numpy import save
+
     arrays: dict[str, Array] = {}
     for group, measured in found.linears.items():
         arrays[f"{group}.inputs"] = np.array([measured.inputs], np.float32)
@@ -283,10 +285,12 @@ def _arrays(found: LayerRanges) -> dict[str, Array]:
             arrays[f"{group}.columns"] = measured.columns
     if found.cache is not None:
         arrays["cache"] = np.array([found.cache], np.float32)
-    return arrays
+    return save(arrays)
 
 
 def _ranges(content: bytes) -> LayerRanges:
+    from safetensors.numpy import load
+
     from llmcompile.calibration.measuring import LayerRanges
 
     arrays = load(content)

@@ -16,7 +16,7 @@ from llmcompile.architectures import lookup
 from llmcompile.architectures.spec import Architecture, Dims
 from llmcompile.checkpoint.folder import Checkpoint, contained, open_checkpoint
 from llmcompile.checkpoint.headers import reject_lfs_pointer
-from llmcompile.checkpoint.hub import Located, locate, peek
+from llmcompile.checkpoint.hub import Data, Located, locate, locate_data, peek
 from llmcompile.dtypes import BY_NAME, FP16, DType, count
 from llmcompile.errors import (
     CheckpointError,
@@ -157,6 +157,7 @@ class Job:
         errors: What stands in the way, all of it.
         toolchain: What builds the engine; None when none is asked for, or none was found.
         calibration: What calibration takes; None for a job without.
+        data: What it is calibrated on; None for the built-in text, or for nothing.
     """
 
     options: Options
@@ -170,6 +171,7 @@ class Job:
     errors: tuple[LlmCompileError, ...]
     toolchain: Toolchain | None = None
     calibration: Calibration | None = None
+    data: Data | None = None
 
     @property
     def files(self) -> int:
@@ -228,7 +230,9 @@ def prepare(options: Options, report: Report) -> Job:
         further = engine.disk_bytes(options, plan.output_bytes) + (0 if calibration is None else calibration.disk)
         resources = _resources(build, checkpoint, plan, further, held, calibration)
     errors = list(_obstacles(build, layout, plan, resources))
-    errors += [*later, *_text_errors(options, layout), *_data_errors(options, layout)]
+    with report.stage("locate"):
+        data, wrong = _data(options, layout)
+    errors += [*later, *_text_errors(options, layout), *wrong]
     toolchain = None
     if len(layout.refusals) == 0:
         with report.stage("toolchain"):
@@ -248,6 +252,7 @@ def prepare(options: Options, report: Report) -> Job:
         errors=tuple(errors),
         toolchain=toolchain,
         calibration=calibration,
+        data=data,
     )
 
 
@@ -293,16 +298,22 @@ def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
         yield OptionsError("--eval-text", f"{options.eval_text}: {reason}", "a text in UTF-8", "choose another file")
 
 
-def _data_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
-    """Why --calib-dataset cannot be used: said before any work."""
+def _data(options: Options, layout: Layout) -> tuple[Data | None, tuple[LlmCompileError, ...]]:
+    """The file of --calib-dataset, and why it cannot be used: said before any work."""
     if layout.measurement is None or not isinstance(options, TrtllmOptions) or options.calib_dataset is None:
-        return
+        return None, ()
     from llmcompile.calibration.data import check_dataset
 
+    build = options.build
     try:
-        check_dataset(options.calib_dataset)
-    except OptionsError as error:
-        yield error
+        data = locate_data(
+            options.calib_dataset, token=build.token, cache_dir=build.cache_dir, download=not build.dry_run
+        )
+        if data.path is not None:
+            check_dataset(data.path, options.calib_column)
+    except LlmCompileError as error:
+        return None, (error,)
+    return data, ()
 
 
 def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:

@@ -43,7 +43,9 @@ class TrtllmOptions:
             quantized in the byte layout of SM75 to SM89.
         group_size: Input channels that share a scale, in the groupwise recipes.
         kv_cache: "fp8" or "int8"; None for the dtype.
-        calib_dataset: Text to calibrate on, .jsonl or .txt; None for a built-in one.
+        calib_dataset: Text to calibrate on: a .jsonl, .parquet or .txt file, or a dataset's hub id; None for a built-in
+            one.
+        calib_column: Key or column of a record's text.
         calib_size: Samples that are taken from it, at most.
         calib_seq_len: Tokens of each.
         use_parallel_embedding: Split the embedding table over the ranks instead of repeating it.
@@ -77,7 +79,8 @@ class TrtllmOptions:
     wo_layout: str = "deferred"
     group_size: int = 128
     kv_cache: str | None = None
-    calib_dataset: Path | None = None
+    calib_dataset: str | None = None
+    calib_column: str = "text"
     calib_size: int = 128
     calib_seq_len: int = 512
     use_parallel_embedding: bool = False
@@ -319,6 +322,7 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
             ("--max-position-embeddings", options.max_position_embeddings is not None),
             ("--group-size", options.group_size != TrtllmOptions.group_size),
             ("--calib-dataset", options.calib_dataset is not None),
+            ("--calib-column", options.calib_column != TrtllmOptions.calib_column),
             ("--use-parallel-embedding", options.use_parallel_embedding),
             ("--embedding-sharding-dim", options.embedding_sharding_dim != TrtllmOptions.embedding_sharding_dim),
             ("--use-embedding-sharing", options.use_embedding_sharing),
