@@ -25,6 +25,7 @@ from llmcompile.quantization import (
     Fp8Tensor,
     Gptq,
     GroupwiseAwq,
+    Nvfp4,
     SmoothInt8,
     WeightOnly,
     check,
@@ -447,7 +448,7 @@ def test_check(out: int, inp: int, bits: int, reason: str | None) -> None:
 
 def test_scratch_is_given_back() -> None:
     """An encoder whose matrix is complete holds no scratch arrays."""
-    for encoder in (WeightOnly(FP16, 8), GroupwiseAwq(FP16, 64), Fp8Rowwise(FP16)):
+    for encoder in (WeightOnly(FP16, 8), GroupwiseAwq(FP16, 64), Fp8Rowwise(FP16), Nvfp4(FP16, 1.0)):
         encoder.encode(np.ones((4, 64), np.float16), 0)
 
         encoder.rest()
@@ -511,10 +512,104 @@ def test_awq_divides_by_the_factors_first() -> None:
     assert encoder.rest()[0].tobytes() == plain.rest()[0].tobytes()
 
 
-@pytest.mark.parametrize("encoder", [Fp8Tensor(FP16, 1.0), SmoothInt8(FP16, np.ones(8, np.float32))])
+@pytest.mark.parametrize("encoder", [Fp8Tensor(FP16, 1.0), Nvfp4(FP16, 1.0), SmoothInt8(FP16, np.ones(16, np.float32))])
 def test_a_weight_that_is_no_number_is_refused(encoder: Any) -> None:
     """As by the encoders that need no data."""
-    weights = np.full((2, 8), np.nan, np.float16).view(FP16.bits)
+    weights = np.full((2, 16), np.nan, np.float16).view(FP16.bits)
 
     with pytest.raises(ValueError, match="infinite or not a number"):
         encoder.encode(weights, 0)
+
+
+# NVFP4
+
+NVFP4 = Path(__file__).parent / "golden" / "calibration" / "nvfp4.safetensors"
+NVFP4_LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj", "round", "odd")
+
+
+def nvfp4_by_definition(floats: NDArray[Any], scale: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Packed weights and block scales of float32 `floats` by ml_dtypes' own types, block by block."""
+    second = np.float32(scale)
+    blocks = floats.reshape(-1, 16)
+    steps = np.abs(blocks).max(axis=1) / (np.float32(6) * second)
+    steps[steps == 0] = 1
+    stored = np.clip(steps, 2.0**-9, 448).astype(ml_dtypes.float8_e4m3fn)
+    quotients = np.clip(blocks / (stored.astype(np.float32) * second)[:, None], -6, 6)
+    codes = quotients.astype(ml_dtypes.float4_e2m1fn).view(np.uint8) & 15
+    codes[quotients == 0] = 0
+    packed = codes[:, 0::2] | codes[:, 1::2] << 4
+    return packed.reshape(len(floats), -1), stored.view(np.uint8).reshape(len(floats), -1)
+
+
+@pytest.mark.parametrize("name", NVFP4_LINEARS)
+def test_nvfp4_is_what_modelopt_writes(name: str) -> None:
+    """Bytes of nibbles and block scales of a checkpoint that modelopt exported, and of a matrix of rare values."""
+    stored = load_file(NVFP4)
+    weights = stored[f"{name}.source"].view(torch.int16).numpy().view(BF16.bits)
+    encoder = Nvfp4(BF16, float(stored[f"{name}.weights_scaling_factor_2"]))
+
+    packed = in_blocks(encoder, weights, 2)
+
+    scales, second = encoder.rest()
+    assert packed.tobytes() == stored[f"{name}.weight"].numpy().tobytes()
+    assert scales.tobytes() == stored[f"{name}.weights_scaling_factor"].view(torch.uint8).numpy().tobytes()
+    assert (scales.shape, second.tolist()) == (
+        tuple(stored[f"{name}.weights_scaling_factor"].shape),
+        [float(stored[f"{name}.weights_scaling_factor_2"])],
+    )
+
+
+@pytest.mark.parametrize("name", NVFP4_LINEARS[:5])
+def test_nvfp4_of_modelopt_has_the_scale_of_the_largest_weight(name: str) -> None:
+    """max|W| / (6 * 448) of all that is joined: q, k and v; gate and up."""
+    stored = load_file(NVFP4)
+    joined = ("mlp.fc", "mlp.gate") if name in ("mlp.fc", "mlp.gate") else (name,)
+    largest = max(float(stored[f"{part}.source"].abs().max()) for part in joined)
+
+    found = float(stored[f"{name}.weights_scaling_factor_2"])
+
+    assert found == np.float32(largest) / np.float32(6 * 448)
+
+
+@pytest.mark.parametrize("dtype", [FP16, BF16, FP32])
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_nvfp4_is_the_nearest_of_ml_dtypes(dtype: DType, data: st.DataObject) -> None:
+    """Any finite weights, any scale: float4_e2m1fn of w / (fp8 * scale), to nearest even, as by definition."""
+    rows, inputs = data.draw(st.sampled_from([(1, 16), (3, 48), (2, 64)]))
+    finite = st.floats(-1000, 1000, width=16 if dtype == FP16 else 32)
+    values = data.draw(st.lists(finite, min_size=rows * inputs, max_size=rows * inputs))
+    weights = np.array(values, FLOATS[dtype]).reshape(rows, inputs)
+    scale = data.draw(st.sampled_from([1.0, 0.37, 1e-3, 1e-6, 0.5**12]))
+    encoder = Nvfp4(dtype, scale)
+
+    packed = in_blocks(encoder, weights.view(dtype.bits), 1)
+
+    expected, scales = nvfp4_by_definition(weights.astype(np.float32), scale)
+    assert packed.tobytes() == expected.tobytes()
+    assert encoder.rest()[0].tobytes() == scales.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [FP16, BF16, FP32])
+def test_nvfp4_does_not_depend_on_the_blocks_rows(dtype: DType) -> None:
+    """More rows than are worked on at once give the same bytes as one row at a time."""
+    weights = random_weights(dtype, (40, 8192), 8)
+    whole, single = Nvfp4(dtype, 1e-3), Nvfp4(dtype, 1e-3)
+
+    at_once, one_by_one = whole.encode(weights, 0), in_blocks(single, weights, 1)
+
+    assert at_once.tobytes() == one_by_one.tobytes()
+    assert [array.tobytes() for array in whole.rest()] == [array.tobytes() for array in single.rest()]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_nvfp4_of_an_impossible_scale_is_refused(scale: float) -> None:
+    """Nothing can be divided by it."""
+    with pytest.raises(ValueError, match="a weight scale of"):
+        Nvfp4(FP16, scale)
+
+
+def test_nvfp4_of_a_broken_block_is_refused() -> None:
+    """A row is whole blocks of 16."""
+    with pytest.raises(ValueError, match=r"24 inputs / 16 = 1\.50"):
+        Nvfp4(FP16, 1.0).encode(np.ones((2, 24), np.float16).view(FP16.bits), 0)

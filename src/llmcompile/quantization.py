@@ -2,7 +2,7 @@
 
 An encoder serves one matrix W (out, in). Consecutive rows of W give consecutive bytes of the packed tensor, so nothing
 larger than a block is ever held; what is known only at the end, the scales, comes from `rest`. An encoder keeps its
-scratch arrays (3 MiB) from the first `encode` to `rest`, and one thread at a time may use it.
+scratch arrays (3 to 4 MiB) from the first `encode` to `rest`, and one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ _NUDGE = np.float32(1 + 2**-21)
 """See `_reciprocal`."""
 _FP8_MAX = np.float32(448)
 _FP8_SCALE_MIN = np.float32(1 / (448 * 512))
+_FP8_SMALLEST = np.float32(2**-9)
+_FP4_LARGEST = np.float32(6)
+NVFP4_BLOCK = 16
+"""Inputs that share a scale in NVFP4."""
 
 
 class WeightOnly:
@@ -349,6 +353,87 @@ class Fp8Tensor:
         return (np.array([self._scale], np.float32),)
 
 
+class Nvfp4:
+    """float4_e2m1fn in blocks of 16 inputs, each with a scale in float8_e4m3fn, and one for the whole matrix.
+
+    For a block, f = fp8(max|w| / (6 * scale)), no less than 2**-9 and 1 where that is 0; its weights are
+    w / (f * scale) rounded to nearest even, all in float32, and clipped at 6.
+
+    Source: nvidia-modelopt 0.47.0: modelopt/torch/quantization/qtensor/nvfp4_tensor.py (NVFP4QTensor).
+    """
+
+    ROWS = 1
+
+    def __init__(self, dtype: DType, scale: float) -> None:
+        """Begin a matrix; `scale` is a 6 * 448th of the largest weight that shares it."""
+        if not 0 < scale < np.inf:
+            raise ValueError(f"a weight scale of {scale}; expected a finite one above 0")
+        self._dtype = dtype
+        self._scale = np.float32(scale)
+        self._divisors = np.repeat(_FP8_VALUES[:127] * self._scale, 4).view(np.complex128)
+        """What divides a block's weights, four times over, by the bits of its own scale."""
+        self._scales: list[Array] = []
+        self._scratch = _Scratch()
+
+    def encode(self, block: Array, part: int) -> Array:
+        """Quantize and pack rows of W.
+
+        Args:
+            block: Shape (rows, in), bits of the artifact's dtype, C-contiguous; in a multiple of 16.
+            part: Not used.
+
+        Returns:
+            uint8 of shape (rows, in / 2): input 2j in the low nibble, 2j + 1 in the high one.
+
+        Raises:
+            ValueError: A weight is infinite or not a number.
+        """
+        rows, inputs = block.shape
+        if inputs % NVFP4_BLOCK != 0:
+            raise ValueError(f"{inputs} inputs / {NVFP4_BLOCK} = {inputs / NVFP4_BLOCK:.2f}; expected a whole number")
+        packed = np.empty((rows, inputs // 2), np.uint8)
+        for start, stop in _steps(rows, inputs, self.ROWS):
+            self._encode(block[start:stop], packed[start:stop])
+        return packed
+
+    def _encode(self, block: Array, packed: Array) -> None:
+        # Lanes: the inputs of a block four by four, the first four of each block before the second four of each. All
+        # work is then on long arrays, where a block's scale stands four times in a row.
+        run = "u8" if block.itemsize == 2 else "c16"
+        lanes = self._scratch.array("lanes", (4, block.size // 4), block.dtype)
+        np.copyto(lanes.view(run), block.reshape(-1, NVFP4_BLOCK).view(run).T)
+        scales = self._block_scales(lanes)
+        self._scales.append(scales.reshape(len(block), -1))
+        divisors = self._scratch.array("divisors", scales.shape, self._divisors.dtype)
+        np.take(self._divisors, scales, out=divisors, mode="clip")
+        values = self._scratch.array("values", lanes.shape, np.dtype(np.float32))
+        _widen(lanes, self._dtype, values)
+        np.divide(values, divisors.view(np.float32), out=values)
+        np.clip(values, -_FP4_LARGEST, _FP4_LARGEST, out=values)
+        codes = self._scratch.array("codes", lanes.shape, np.dtype(np.uint8))
+        _round_fp4(values, codes, self._scratch)
+        _pack_fp4(codes.view("<u4"), packed.reshape(-1).view("<u8"), self._scratch)
+
+    def _block_scales(self, lanes: Array) -> Array:
+        """The scale of each block, bits of float8_e4m3fn."""
+        fours = _magnitudes(lanes, self._scratch).max(axis=0).reshape(-1, 4).T
+        largest = np.maximum(np.maximum(fours[0], fours[1]), np.maximum(fours[2], fours[3]))
+        scale = _finite(largest, self._dtype) / (_FP4_LARGEST * self._scale)
+        scale[scale == 0] = 1
+        np.clip(scale, _FP8_SMALLEST, _FP8_MAX, out=scale)
+        bits = np.empty(scale.shape, np.uint8)
+        _round_fp8(scale, bits, self._scratch)
+        return bits
+
+    def rest(self) -> tuple[Array, ...]:
+        """(`weights_scaling_factor`, `weights_scaling_factor_2`).
+
+        uint8 of shape (rows encoded, in / 16), bits of float8_e4m3fn; and float32 of shape (1,).
+        """
+        self._scratch.clear()
+        return np.concatenate(self._scales), np.array([self._scale], np.float32)
+
+
 class SmoothInt8:
     """Int8 per output row of a matrix whose columns were divided by the factors of its inputs.
 
@@ -540,12 +625,22 @@ def _steps(rows: int, columns: int, unit: int) -> list[tuple[int, int]]:
 
 
 def _row_maximum(block: Array, dtype: DType, scratch: _Scratch) -> Array:
-    """max|w| of each row as float32, found on the bits: without their sign they order as the magnitudes do."""
+    """max|w| of each row as float32."""
+    return _finite(_magnitudes(block, scratch).max(axis=1), dtype)
+
+
+def _magnitudes(block: Array, scratch: _Scratch) -> Array:
+    """The bits of floats without their signs, as unsigned integers, which order as the magnitudes do."""
     wide = block.itemsize == 4
     unsigned, mask = (np.uint32, np.uint32(0x7FFFFFFF)) if wide else (np.uint16, np.uint16(0x7FFF))
     magnitude = scratch.array("bits", block.shape, np.dtype(unsigned))
     np.bitwise_and(block.view(unsigned), mask, out=magnitude)
-    maximum = to_float32(magnitude.max(axis=1).view(dtype.bits), dtype)
+    return magnitude
+
+
+def _finite(largest: Array, dtype: DType) -> Array:
+    """Some of `_magnitudes` as float32; refuses what is not finite."""
+    maximum = to_float32(largest.view(dtype.bits), dtype)
     if not np.isfinite(maximum).all():
         raise ValueError("a weight is infinite or not a number; expected finite weights to quantize")
     return maximum
@@ -624,3 +719,44 @@ def _round_fp8(values: Array, bits: Array, scratch: _Scratch) -> None:
     # 8 * (e + 127 + 20) became 8 * (e + 6).
     np.subtract(bits, np.uint8(8 * (127 + 20 - 6) % 256), out=bits)
     np.bitwise_or(bits, sign, out=bits)
+
+
+def _round_fp4(values: Array, codes: Array, scratch: _Scratch) -> None:
+    """Write float32 `values` from -6 to 6 (overwritten) into the low bits of uint8 `codes` as float4_e2m1fn.
+
+    To nearest even. Whatever is below zero has a sign, also where it is rounded to zero; a zero has none.
+    """
+    sign = scratch.array("sign", values.shape, np.dtype(np.uint8))
+    np.less(values, np.float32(0), out=sign.view(np.bool_))
+    words = sign.view(np.uint32)
+    np.left_shift(words, np.uint32(3), out=words)
+    wide = values.view(np.uint32)
+    np.bitwise_and(wide, np.uint32(0x7FFFFFFF), out=wide)
+    # As in `_round_fp8`: adding 2**(e + 22) to a number of exponent e, 0 at least, rounds it to a multiple of
+    # 2**(e - 1), 2 to 4 (0 to 2 below 1), to be added to 2 * e. The constant brings the low byte of the sum there.
+    work = scratch.array("work", values.shape, np.dtype(np.uint32))
+    np.bitwise_and(wide, np.uint32(0x7F800000), out=work)
+    np.clip(work, np.uint32(127 << 23), np.uint32(0x7F800000), out=work)
+    np.add(work, np.uint32((22 << 23) + 256 - 2 * (127 + 22) % 256), out=work)
+    np.add(values, work.view(np.float32), out=values)
+    np.right_shift(work, np.uint32(22), out=work)
+    np.add(work, wide, out=work)
+    np.copyto(codes, work, casting="unsafe")
+    np.bitwise_or(codes, sign, out=codes)
+
+
+def _pack_fp4(codes: Array, words: Array, scratch: _Scratch) -> None:
+    """Join float4 codes into `words`, uint64 (n), of 16 each; `codes` (overwritten) is uint32 (4, n), each of four."""
+    joined = scratch.array("work", codes.shape, np.dtype(np.uint32))
+    np.right_shift(codes, np.uint32(4), out=joined)
+    np.bitwise_or(joined, codes, out=joined)
+    np.bitwise_and(joined, np.uint32(0x00FF00FF), out=joined)
+    np.right_shift(joined, np.uint32(8), out=codes)
+    np.bitwise_or(joined, codes, out=joined)
+    fours = scratch.array("values", codes.shape, np.dtype(np.uint64))
+    np.copyto(fours, joined)
+    np.bitwise_and(fours, np.uint64(0xFFFF), out=fours)
+    np.copyto(words, fours[-1])
+    for earlier in fours[-2::-1]:
+        np.left_shift(words, np.uint64(16), out=words)
+        np.bitwise_or(words, earlier, out=words)
