@@ -178,12 +178,13 @@ def test_cached_model_is_not_downloaded_again(tmp_path: Path) -> None:
     assert hub.downloaded == []
 
 
-def test_cached_model_is_found_offline(tmp_path: Path) -> None:
-    """With HF_HUB_OFFLINE a cached model is found without a request."""
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_cached_model_is_found_offline(revision: str | None, tmp_path: Path) -> None:
+    """With HF_HUB_OFFLINE a cached model is found without a request, by the same words."""
     with Hub(SMALL) as hub:
-        first = call(hub, tmp_path / "home", revision=COMMIT)
+        first = call(hub, tmp_path / "home", revision=revision)
         hub.requests.clear()
-        second = call(hub, tmp_path / "home", revision=COMMIT, HF_HUB_OFFLINE="1")
+        second = call(hub, tmp_path / "home", revision=revision, HF_HUB_OFFLINE="1")
 
     assert (second.answer, hub.requests) == (first.answer, [])
 

@@ -99,10 +99,13 @@ def locate(
         if constants.HF_HUB_OFFLINE:
             root = Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, local_files_only=True))
             return Located(root, repo, revision, root.name)
-        commit, sizes = _list(repo, revision, token)
+        _, sizes = _list(repo, revision, token)
         patterns = None if whole or PIPELINE in sizes else _literal(_wanted(repo, sizes))
-        root = Path(snapshot_download(repo, revision=commit, cache_dir=cache_dir, token=token, allow_patterns=patterns))
-    return Located(root, repo, revision, commit)
+        # By the revision that was asked for, so that it is found again with the hub switched off.
+        root = Path(
+            snapshot_download(repo, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=patterns)
+        )
+    return Located(root, repo, revision, root.name)
 
 
 def peek(
