@@ -101,7 +101,7 @@ def smoothing_columns(inputs_C: Array, weights_C: Array, alpha: float = SMOOTHIN
     live = (inputs_C > 0) & (weights_C > 0)
     columns = np.ones(inputs_C.shape, np.float64)
     columns[live] = weights_C[live].astype(np.float64) ** (1 - alpha) / inputs_C[live].astype(np.float64) ** alpha
-    return np.clip(columns, _SMALLEST, 1 / _SMALLEST).astype(np.float32)
+    return bounded(columns)
 
 
 def search_columns(means_C: Array) -> Sequence[Array]:
@@ -121,5 +121,11 @@ def search_columns(means_C: Array) -> Sequence[Array]:
     for step in range(STEPS):
         scales = np.maximum(live ** (step / (STEPS - 1)), 1e-4)
         scales = np.where(means_C > 0, scales / np.sqrt(scales.max() * scales.min()), 1.0)
-        tried.append(np.clip(1 / scales, _SMALLEST, 1 / _SMALLEST).astype(np.float32))
+        tried.append(bounded(1 / scales))
     return tried
+
+
+def bounded(columns_C: Array) -> Array:
+    """Factors that float16 holds with its full precision, as float32."""
+    columns: Array = np.clip(columns_C, _SMALLEST, 1 / _SMALLEST).astype(np.float32)
+    return columns

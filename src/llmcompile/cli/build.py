@@ -533,6 +533,16 @@ def trtllm(
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = TrtllmOptions.calib_seq_len,
+    calibrator: Annotated[
+        str,
+        typer.Option(
+            "--calibrator",
+            envvar="LLMCOMPILE_CALIBRATOR",
+            metavar="WORD",
+            help="llmcompile, or modelopt: measure with nvidia-modelopt (extra trtllm), layer by layer as well.",
+            rich_help_panel=params.QUANTIZATION,
+        ),
+    ] = TrtllmOptions.calibrator,
     wo_layout: Annotated[
         str,
         typer.Option(
@@ -844,6 +854,7 @@ def trtllm(
             calib_column=calib_column,
             calib_size=calib_size,
             calib_seq_len=calib_seq_len,
+            calibrator=calibrator,
             use_parallel_embedding=use_parallel_embedding,
             embedding_sharding_dim=embedding_sharding_dim,
             use_embedding_sharing=use_embedding_sharing,

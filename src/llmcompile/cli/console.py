@@ -791,8 +791,9 @@ def _plan_lines(job: Job) -> list[str]:
 def _calibration_line(job: Job) -> Iterator[str]:
     found = job.calibration
     if found is not None:
+        by = " by nvidia-modelopt" if getattr(job.options, "calibrator", "") == "modelopt" else ""
         yield (
-            f"calibrate on at most {found.samples} samples of {found.tokens} tokens, layer by layer: "
+            f"calibrate{by} on at most {found.samples} samples of {found.tokens} tokens, layer by layer: "
             f"{found.layers} layers, about {found.operations / 1e12:.3g} x 10^12 operations, {_size(found.memory)} of "
             f"memory, {_size(found.disk)} of disk for hidden states"
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -67,11 +68,29 @@ def read(job: Job) -> Samples | None:
     )
 
 
-def identity(samples: Samples | None) -> Mapping[str, object]:
-    """What of the samples decides the artifact's bytes."""
+def identity(job: Job, samples: Samples | None) -> Mapping[str, object]:
+    """What of the samples, and of who measures, decides the artifact's bytes."""
     if samples is None:
         return {}
-    return {"calibration": {"sha256": samples.sha256, "tokens": list(samples.tokens.shape)}}
+    calibrator, version = _calibrator(job)
+    return {
+        "calibration": {
+            "sha256": samples.sha256,
+            "tokens": list(samples.tokens.shape),
+            "calibrator": calibrator,
+            "version": version,
+        }
+    }
+
+
+def _calibrator(job: Job) -> tuple[Literal["llmcompile", "modelopt"], str | None]:
+    """Who measures, and which release of nvidia-modelopt it is."""
+    assert isinstance(job.options, TrtllmOptions)
+    if job.options.calibrator != "modelopt":
+        return "llmcompile", None
+    from llmcompile.calibration.modelopt import installed_version
+
+    return "modelopt", installed_version()
 
 
 def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Calibrated:
@@ -99,7 +118,7 @@ def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Ca
         ranges=ranges,
     )
     plan = planned(job.checkpoint, job.architecture, job.dims, layout)
-    return Calibrated(replace(job, layout=layout, plan=plan), _record(samples, ranges))
+    return Calibrated(replace(job, layout=layout, plan=plan), _record(job, samples, ranges))
 
 
 def discard(work: WorkDirectory) -> None:
@@ -112,7 +131,6 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
     import torch
 
     from llmcompile.calibration.layers import Layers
-    from llmcompile.calibration.measuring import measure_layer
 
     assert job.layout.measurement is not None
     size = max(1, BATCH_TOKENS // samples.tokens.shape[1])
@@ -123,6 +141,7 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
         # The hidden states that a stopped run left are gone or damaged: begin again.
         found.clear()
     first = len(found)
+    measure = _measurer(job, samples)
     with _source(job) as (config_dir, weights), view.calibrating(total, first) as advance:
         layers = Layers(config_dir, weights, trust_remote_code=job.options.build.trust_remote_code)
         with _Writer(work, _states(0) if first == 0 else "", samples, job.dims) as states:
@@ -135,7 +154,7 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
         groups = _groups(job, weights)
         for layer in range(first, total):
             with _Writer(work, _states(layer + 1) if layer + 1 < total else "", samples, job.dims) as states:
-                found[layer] = measure_layer(
+                found[layer] = measure(
                     layers,
                     layer,
                     _read_states(work.path / _states(layer), batches, job.dims),
@@ -143,13 +162,24 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
                     group_of=groups.get,
                     measurement=job.layout.measurement,
                     dtype=dtype,
-                    total_tokens=samples.tokens.numel(),
                     done=states.write,
                 )
             work.write_bytes(_result(layer), _kept(found[layer]))
             work.forget(_states(layer))
             (work.path / _states(layer)).unlink()
             advance(layer)
+
+
+def _measurer(job: Job, samples: Samples) -> Callable[..., LayerRanges]:
+    """What measures a layer."""
+    assert isinstance(job.options, TrtllmOptions)
+    if job.options.calibrator == "modelopt":
+        from llmcompile.calibration import modelopt
+
+        return partial(modelopt.measure_layer, recipe=job.options.quantization, samples=len(samples.tokens))
+    from llmcompile.calibration.measuring import measure_layer
+
+    return partial(measure_layer, total_tokens=samples.tokens.numel())
 
 
 def _states(layer: int) -> str:
@@ -304,11 +334,14 @@ def _ranges(content: bytes) -> LayerRanges:
     return LayerRanges(linears, float(arrays["cache"][0]) if "cache" in arrays else None)
 
 
-def _record(samples: Samples, ranges: Ranges) -> records.Calibration:
+def _record(job: Job, samples: Samples, ranges: Ranges) -> records.Calibration:
     count, length = samples.tokens.shape
+    calibrator, version = _calibrator(job)
     return records.Calibration(
         data=samples.name,
         sha256=samples.sha256,
+        calibrator=calibrator,
+        calibrator_version=version,
         samples=count,
         tokens=length,
         inputs={f"{layer}.{group}": measured.inputs for (layer, group), measured in ranges.linears.items()},

@@ -232,7 +232,7 @@ def prepare(options: Options, report: Report) -> Job:
     errors = list(_obstacles(build, layout, plan, resources))
     with report.stage("locate"):
         data, wrong = _data(options, layout)
-    errors += [*later, *_text_errors(options, layout), *wrong]
+    errors += [*later, *_text_errors(options, layout), *wrong, *_calibrator_errors(options, layout)]
     toolchain = None
     if len(layout.refusals) == 0:
         with report.stage("toolchain"):
@@ -296,6 +296,18 @@ def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         yield OptionsError("--eval-text", f"{options.eval_text}: {reason}", "a text in UTF-8", "choose another file")
+
+
+def _calibrator_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
+    """Why --calibrator cannot be used: said before any work."""
+    if layout.measurement is None or not isinstance(options, TrtllmOptions) or options.calibrator != "modelopt":
+        return
+    from llmcompile.calibration.modelopt import installed_version
+
+    try:
+        installed_version()
+    except ToolchainError as error:
+        yield error
 
 
 def _data(options: Options, layout: Layout) -> tuple[Data | None, tuple[LlmCompileError, ...]]:
@@ -382,6 +394,9 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
     tables = sizes["vocab"] * hidden
     # A linear layer as it is stored and in float32, the inner activations of a gated feed-forward, the attention's.
     floats = max(elements, default=0) + batch * (4 * hidden + 4 * widest) + scores + kept
+    if options.calibrator == "modelopt":
+        # The whole layer, and what becomes of its largest matrix step by step.
+        floats += sum(size for size in elements if size != tables) // sizes["layers"] + 3 * max(elements, default=0)
     multiplied = sum(size for size in elements if size != tables)
     if layout.measurement.columns == "search":
         multiplied += STEPS * multiplied * _SEARCHED_TOKENS // max(1, samples * length)

@@ -40,7 +40,7 @@ def build(job: Job, view: View, report: Report) -> None:
     refuse(job)
     options = job.options.build
     samples = calibrating.read(job)
-    job_identity = {**identity(job), **calibrating.identity(samples)}
+    job_identity = {**identity(job), **calibrating.identity(job, samples)}
     with WorkDirectory(options.output, job=job_identity, resume=options.resume, force=options.force) as work:
         calibrated = None
         if samples is not None:
@@ -189,6 +189,8 @@ def _manifest(
     packages = list(_NUMERIC_PACKAGES)
     if validation is not None or calibration is not None:
         packages += _VALIDATION_PACKAGES
+        if calibration is not None and calibration.calibrator == "modelopt":
+            packages.append("nvidia-modelopt")
     elif checkpoint.format == "pickle":
         packages.append("torch")
     weights = [

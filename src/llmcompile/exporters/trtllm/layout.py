@@ -336,6 +336,7 @@ def _recipe_refusals(
         hint = "use w8a16, w4a16, w4a16_awq or fp8_rowwise, which need no data, or int4_awq, which is calibrated"
         yield Problem("--quantization", f"{recipe} for float weights", "a checkpoint quantized with GPTQ or AWQ", hint)
     yield from _calibration_refusals(architecture, dims, options, resolved)
+    yield from _calibrator_refusals(architecture, dims, options, resolved)
     if "experts" not in dims.sizes and architecture.name not in ENCODER_DECODER:
         yield from _unread(architecture, resolved)
     if recipe in _NO_EXPERTS and "experts" in dims.sizes:
@@ -369,6 +370,30 @@ def _calibration_refusals(
         yield Problem("--kv-cache", found, "fp8, or float weights to calibrate", "--kv-cache fp8")
     elif options.kv_cache == "int8" and "experts" in dims.sizes:
         yield Problem("--kv-cache", "int8 with experts", "fp8", "--kv-cache fp8")
+
+
+def _calibrator_refusals(
+    architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved
+) -> Iterator[Problem]:
+    """What nvidia-modelopt does not measure as it is measured here, where it is asked to."""
+    measurement, flag = _measurement(options, resolved), "--calibrator"
+    if options.calibrator != "modelopt":
+        return
+    if measurement is None:
+        found = f"modelopt for --quantization {resolved.recipe or 'none'}, which needs no data"
+        yield Problem(flag, found, "a recipe that is calibrated", "drop --calibrator")
+    elif measurement.linears and resolved.recipe not in MODELOPT:
+        yield Problem(flag, f"modelopt with {resolved.recipe}", f"one of {', '.join(MODELOPT)}", "drop --calibrator")
+    if "experts" in dims.sizes:
+        found = "modelopt with experts: while it measures, each of them sees every token, and not its own"
+        yield Problem(flag, found, "llmcompile", "drop --calibrator")
+    if architecture.name in ENCODER_DECODER:
+        found = f"modelopt with {architecture.name}: it was not tried on layers of two stacks"
+        yield Problem(flag, found, "llmcompile", "drop --calibrator")
+
+
+MODELOPT = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+"""Recipes that nvidia-modelopt measures a layer by itself for, with figures that fit the layout."""
 
 
 def _unread(architecture: Architecture, resolved: Resolved) -> Iterator[Problem]:

@@ -48,6 +48,7 @@ class TrtllmOptions:
         calib_column: Key or column of a record's text.
         calib_size: Samples that are taken from it, at most.
         calib_seq_len: Tokens of each.
+        calibrator: Whose arithmetic measures: "llmcompile", or "modelopt" for nvidia-modelopt's.
         use_parallel_embedding: Split the embedding table over the ranks instead of repeating it.
         embedding_sharding_dim: 0 splits that table by vocabulary, 1 by hidden size.
         use_embedding_sharing: Leave lm_head out where it is the embedding table; for 0.15 and earlier.
@@ -83,6 +84,7 @@ class TrtllmOptions:
     calib_column: str = "text"
     calib_size: int = 128
     calib_seq_len: int = 512
+    calibrator: str = "llmcompile"
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
     use_embedding_sharing: bool = False
@@ -233,6 +235,7 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
         ("--embedding-sharding-dim", options.embedding_sharding_dim, (0, 1)),
         ("--stop-after", options.stop_after, (None, "checkpoint")),
         ("--builder", options.builder, ("cli", "api")),
+        ("--calibrator", options.calibrator, ("llmcompile", "modelopt")),
     )
     for flag, value, allowed in words:
         if value not in allowed:
@@ -323,6 +326,7 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
             ("--group-size", options.group_size != TrtllmOptions.group_size),
             ("--calib-dataset", options.calib_dataset is not None),
             ("--calib-column", options.calib_column != TrtllmOptions.calib_column),
+            ("--calibrator", options.calibrator != TrtllmOptions.calibrator),
             ("--use-parallel-embedding", options.use_parallel_embedding),
             ("--embedding-sharding-dim", options.embedding_sharding_dim != TrtllmOptions.embedding_sharding_dim),
             ("--use-embedding-sharing", options.use_embedding_sharing),
