@@ -6,6 +6,9 @@ cd "${WORK:-$(mktemp -d)}"
 
 python "$examples/tiny_llama.py" tiny-llama
 
+# Where a GPU of sm86 or sm89 is, the engine would be run too; this example is of a machine without one.
+export CUDA_VISIBLE_DEVICES=
+
 # What would be built: profiles, targets, memory of the builder. Reads config.json and headers alone.
 llmcompile build tensorrt-rtx --model tiny-llama --dtype fp16 --sequence-length 1,64,256 --dry-run tiny-llama-rtx
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ import pytest
 
 import models
 import rtx_artifacts
+import rtx_gpu
 from llmcompile.exporters.rtx import builder
+from llmcompile.exporters.rtx.options import CAPABILITIES
 
 if TYPE_CHECKING:
     from conftest import Result, Run
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 pytest.importorskip("tensorrt_rtx_bindings")
 
 COMMAND = ("build", "tensorrt-rtx")
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +52,7 @@ def test_a_decoder_becomes_an_engine(engine: tuple[Path, Result]) -> None:
 
     assert result.code == 0, result.err
     assert "sm86, sm89, not executed" in result.out
-    assert "built, not executed" in result.out
+    assert "built, not executed: there is no NVIDIA GPU here" in result.out
     manifest = rtx_artifacts.read(output)
     made = manifest.rtx
     assert made is not None
@@ -155,36 +159,108 @@ def test_a_trained_encoder_becomes_an_engine(run: Run, tmp_path: Path) -> None:
     assert (deep.code, "--keep-onnx" in deep.err) == (3, True)
 
 
-def test_an_encoder_decoder_is_two_graphs(run: Run, tmp_path: Path) -> None:
+def test_an_encoder_decoder_becomes_two_engines(run: Run, tmp_path: Path) -> None:
     """What crosses is computed once by the encoder; the decoder keeps its own keys and values."""
     model = models.save("t5", tmp_path / "model", config={"num_layers": 1, "num_decoder_layers": 1})
     output = tmp_path / "out"
 
-    result = run(*COMMAND, "--model", model, "--stop-after", "onnx", "--dtype", "bf16", output)
+    result = run(*COMMAND, "--model", model, "--dtype", "bf16", output)
 
     assert result.code == 0, result.err
     made = rtx_artifacts.read(output).rtx
     assert made is not None
-    assert (made.status, made.executed, made.tensorrt_rtx) == ("onnx", None, None)
+    assert (made.status, made.executed) == ("built", "built, not executed")
     encoder, decoder = made.graphs
+    assert [profile.name for profile in (*encoder.profiles, *decoder.profiles)] == ["encode", "prefill", "decode"]
+    assert all((output / str(graph.engine)).stat().st_size > 10_000 for graph in made.graphs)
     assert [value.name for value in encoder.outputs] == ["encoder_hidden_states", "cross.0.key", "cross.0.value"]
     assert {value.name: value.shape for value in decoder.inputs}["cross.0.key"] == ("batch", 4, "source", 8)
-    assert "is a validated ONNX model" in result.out
+    assert {value.name: value.shape for value in decoder.outputs}["present.0.key"] == ("batch", 4, "total", 8)
     assert "rounded to bf16 as it was made" in result.err
 
 
 def test_a_16_bit_decoder_with_a_transposed_weight_becomes_an_engine(run: Run, tmp_path: Path) -> None:
-    """GPT-2 in fp16 with int8 weights, all logits, on Turing."""
+    """GPT-2 in fp16 with int8 weights, all logits, for every GPU there is, Turing to Blackwell."""
     model = models.save("gpt2", tmp_path / "model", config={"n_layer": 1, "n_positions": 48})
-    options = ("--dtype", "float16", "--quantization", "int8", "--all-logits", "--compute-capability", "75")
+    targets = [word for each in CAPABILITIES for word in ("--compute-capability", each)]
+    options = ("--dtype", "float16", "--quantization", "int8", "--all-logits", *targets)
 
     result = run(*COMMAND, "--model", model, *options, "--quiet", tmp_path / "out")
 
     assert result.code == 0, result.err
     made = rtx_artifacts.read(tmp_path / "out").rtx
     assert made is not None
+    assert made.compute_capabilities == (75, 80, 86, 89, 120, 121)
     assert made.graphs[0].outputs[0].shape == ("batch", "sequence", models.VOCAB)
     assert len(made.quantized) == 4
+
+
+def test_the_vendors_runtime_is_called_where_a_gpu_is(
+    engine: tuple[Path, Result], llama: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a driver that is none it loads no engine, which is said in its words; that is all there is without a GPU."""
+    rtx_gpu.plug(monkeypatch, rtx_gpu.driver(tmp_path), "89", runtime=False)
+
+    result = run("verify", engine[0], "--deep", "--model", llama)
+
+    assert result.code == 6, result.err
+    assert "tensorrt_rtx on Stand-in 0 (sm89): model.engine does not load" in result.err
+
+
+def test_the_builder_has_the_capabilities_that_are_accepted() -> None:
+    """Asked of the vendor's own enumeration."""
+    assert builder.find().capabilities == tuple(CAPABILITIES)
+
+
+def test_an_onnx_model_alone_serves_on_a_cpu(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of docs/formats/tensorrt-rtx.md, with nothing but the artifact, give what transformers gives."""
+    import torch
+    from transformers import AutoModel
+
+    made = run(*COMMAND, "--model", rtx_artifacts.minilm(), "--stop-after", "onnx", tmp_path / "OUT")
+    assert made.code == 0, made.err
+    assert "is a validated ONNX model" in made.out
+    record = rtx_artifacts.read(tmp_path / "OUT").rtx
+    assert record is not None
+    assert (record.status, record.executed, record.execution, record.tensorrt_rtx) == ("onnx", None, None, None)
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"```python\n(.*?)```", (DOCS / "formats" / "tensorrt-rtx.md").read_text(), flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+
+    exec(lines[-1], scope)
+
+    model = AutoModel.from_pretrained(rtx_artifacts.minilm()).eval()
+    ids = torch.from_numpy(scope["ids"])
+    with torch.no_grad():
+        expected = model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    assert np.abs(scope["found"][0] - expected.numpy()).max() < 1e-4
+
+
+def test_what_the_builder_needs_is_known_before_any_work(llama: Path, run: Run, tmp_path: Path) -> None:
+    """3.6 times the weights: of 2 G weights in fp16, written as a hole, 400 MiB and 14.4 GiB."""
+    shutil.copytree(llama, tmp_path / "model")
+    for file in (tmp_path / "model").glob("*.safetensors*"):
+        file.unlink()
+    size = 2 << 31
+    named = {
+        "model.layers.0.mlp.up_proj.weight": {"dtype": "F16", "shape": [1 << 15, 1 << 16], "data_offsets": [0, size]}
+    }
+    header = json.dumps(named).encode()
+    with (tmp_path / "model" / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+
+    command = (*COMMAND, "--model", tmp_path / "model", "--max-memory", "12GiB")
+    result = run(*command, tmp_path / "out", "--json")
+    smaller = run(*command, tmp_path / "out", "--quantization", "int8", "--json")
+
+    assert result.code == 10
+    needed = (400 << 20) + int(3.6 * size)
+    (problem,) = [each for each in json.loads(result.out)["error"]["problems"] if "by the builder" in each["found"]]
+    assert f"about {needed} bytes needed by the builder" in problem["found"]
+    assert "--quantization int8" in problem["hint"]
+    assert "by the builder" not in smaller.out
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`llmcompile build tensorrt-rtx`: an ONNX model, and engines of it for GPUs that are not here."""
+"""`llmcompile build tensorrt-rtx`: an ONNX model, and engines of it for GPUs that need not be here."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def tensorrt_rtx(
 ) -> None:
     """Build an engine of TensorRT for RTX with no GPU present: OUTPUT/onnx, always validated, and OUTPUT/engine.
 
-    The engine is built, not executed: the ONNX model it is built of is run against the model on CPU.
+    The ONNX model is run against the model on CPU; the engine is run against the ONNX model where a GPU is for it.
     """
     from llmcompile.cli.console import Console
 

@@ -24,6 +24,7 @@ def plan_lines(build: Build, size: Size) -> list[str]:
         f"opset {build.options.opset}",
         *(f"shapes {line}" for line in _shapes(build)),
         f"build  {_build(build)}",
+        *(f"run    {line}" for line in _run(build)),
         f"memory about {size(needs.memory)} to export, about {size(needs.memory_validation)} to validate"
         + (f", about {size(build.builder_bytes)} to build" if build.builder_bytes > 0 else "")
         + f", of {size(needs.memory_available)}; disk {size(needs.disk)} of {size(needs.disk_available)} free",
@@ -69,6 +70,12 @@ def _build(build: Build) -> str:
     return f"engine/ with TensorRT for RTX {build.builder.version} for {targets}"
 
 
+def _run(build: Build) -> Iterator[str]:
+    gpu = None if build.machine is None else build.machine.fitting(build.capabilities)
+    if gpu is not None:
+        yield f"the engine on {gpu}, beside ONNX Runtime"
+
+
 def plan_json(build: Build) -> dict[str, Any]:
     """The plan of a build, for programs."""
     needs = build.resources
@@ -87,6 +94,7 @@ def plan_json(build: Build) -> dict[str, Any]:
         },
         "compute_capabilities": list(build.capabilities),
         "builder": None if build.builder is None else build.builder.version,
+        "gpus": [str(gpu) for gpu in build.machine.gpus] if build.machine is not None else [],
         "onnx_bytes": build.onnx_bytes,
         "memory_bytes": needs.memory,
         "memory_validation_bytes": needs.memory_validation,
@@ -114,7 +122,14 @@ def kind(rtx: Rtx) -> str:
     if rtx.status == "onnx":
         return "a validated ONNX model"
     targets = ", ".join(f"sm{each}" for each in rtx.compute_capabilities)
-    return f"built for TensorRT for RTX {rtx.tensorrt_rtx} on {targets}, not executed"
+    return f"built for TensorRT for RTX {rtx.tensorrt_rtx} on {targets}, {_executed(rtx)}"
+
+
+def _executed(rtx: Rtx) -> str:
+    done = rtx.execution
+    return (
+        "not executed" if done is None or done.gpu is None else f"executed on {done.gpu} (sm{done.compute_capability})"
+    )
 
 
 def rows(manifest: Manifest, report: Report, took: str, size: Size) -> list[tuple[str, str]]:
@@ -133,6 +148,7 @@ def rows(manifest: Manifest, report: Report, took: str, size: Size) -> list[tupl
         ("artifact", f"{rtx.dtype}{quantized} · opset {rtx.opset} · {files} files, {size(total)}"),
         ("graphs", "; ".join(graphs)),
         ("validated", _validated(manifest.validation)),
+        *(("executed", line) for line in _ran(rtx, manifest.validation)),
         ("took", took),
         ("next", f"llmcompile verify {shlex.quote(str(report.output))}"),
     ]
@@ -146,24 +162,34 @@ def _validated(validation: Validation | None) -> str:
     """The worst error of each output beside its limit, where that decides, and how far it is from float32."""
     if validation is None or len(validation.comparisons) == 0:
         return "nothing was compared"
-    changed = [item for item in validation.comparisons if item.reference != _MODEL]
-    proved = [item for item in (changed if len(changed) > 0 else validation.comparisons) if "cosine" not in item.output]
+    comparisons = [item for item in validation.comparisons if item.reference != _ONNX]
+    changed = [item for item in comparisons if item.reference != _MODEL]
+    proved = [item for item in (changed if len(changed) > 0 else comparisons) if "cosine" not in item.output]
     runs = len({item.input for item in proved})
     text = f"ONNX {_worst(proved)}, in {runs} run{'' if runs == 1 else 's'}"
     whole = [
         item
-        for item in validation.comparisons
+        for item in comparisons
         if item.reference == _MODEL and "cosine" not in item.output and _is_number(item.details.get("max_abs"))
     ]
     if len(changed) > 0 and len(whole) > 0:
         text += f"; {max(item.details['max_abs'] for item in whole):.1e} from float32"
-    cosines = [item.details["max_abs"] for item in validation.comparisons if "cosine" in item.output]
+    cosines = [item.details["max_abs"] for item in comparisons if "cosine" in item.output]
     if len(cosines) > 0:
         text += f", cosine of embeddings {1 - max(cosines):.5f}"
     return text
 
 
+def _ran(rtx: Rtx, validation: Validation | None) -> Iterator[str]:
+    """How far engines that ran are from the ONNX model."""
+    compared = [] if validation is None else [item for item in validation.comparisons if item.reference == _ONNX]
+    if rtx.execution is not None and rtx.execution.gpu is not None:
+        runs = len({item.input for item in compared})
+        yield f"{_worst(compared)} from the ONNX model, in {runs} run{'' if runs == 1 else 's'} on {rtx.execution.gpu}"
+
+
 _MODEL = "the model in float32"
+_ONNX = "the ONNX model, by ONNX Runtime"
 
 
 def _worst(comparisons: Sequence[Comparison]) -> str:

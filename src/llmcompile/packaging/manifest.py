@@ -207,14 +207,24 @@ class RtxGraph(_Strict):
     engine_sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class RtxExecution(_Strict):
+    """Whether engines were run where they were built, and on what."""
+
+    gpu: str | None = Field(description="Name of the GPU; null where none ran them.")
+    compute_capability: int | None
+    cuda: str | None = Field(description="Release of CUDA its driver knows.")
+    reason: str | None = Field(description="Why they were not run; null where they were.")
+
+
 class Rtx(_Strict):
     """What an artifact for TensorRT for RTX is for, and what it was made by."""
 
     task: str
     status: Literal["onnx", "built"]
-    executed: Literal["built, not executed"] | None = Field(
+    executed: Literal["built, not executed", "built and executed"] | None = Field(
         description="Whether the engine was run; null for an ONNX model alone, which was."
     )
+    execution: RtxExecution | None = Field(default=None, description="Null for an ONNX model alone.")
     dtype: str
     quantization: str | None
     quantized: tuple[str, ...] = Field(description="Weights that are quantized, by the model's names.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.pipeline.neuron.planning import Export
     from llmcompile.pipeline.rtx.planning import Build
-    from llmcompile.validation import ft, neuron, traced, trtllm
+    from llmcompile.validation import ft, neuron, rtx, traced, trtllm
     from llmcompile.validation.calibrated import Calibration
     from llmcompile.validation.checks import Check, Finding, Quality
     from llmcompile.validation.tolerances import Dtype
@@ -146,8 +146,16 @@ def of_onnx(made: Build, folder: Path, quantized: Sequence[str], float32: Sequen
     """
     from llmcompile.validation import rtx
 
-    build, checkpoint = made.options.build, made.checkpoint
-    subject = rtx.Subject(
+    build, subject = made.options.build, onnx_subject(made, folder, quantized, float32)
+    return run(rtx, subject, 1, view, build.atol, build.rtol, build.trust_remote_code)
+
+
+def onnx_subject(made: Build, folder: Path, quantized: Sequence[str], float32: Sequence[str]) -> rtx.Subject:
+    """What validation needs to know of an ONNX model; the arguments are those of `of_onnx`."""
+    from llmcompile.validation import rtx
+
+    checkpoint = made.checkpoint
+    return rtx.Subject(
         graphs={name: folder / f"onnx/{name}.onnx" for name in made.profiles},
         checkpoint=checkpoint.root,
         weight_files=tuple(file.path for file in checkpoint.files),
@@ -160,7 +168,6 @@ def of_onnx(made: Build, folder: Path, quantized: Sequence[str], float32: Sequen
         longest=made.longest,
         choices=made.options.num_choices,
     )
-    return run(rtx, subject, 1, view, build.atol, build.rtol, build.trust_remote_code)
 
 
 def neuron_subject(made: Export, folder: Path) -> neuron.Subject:
@@ -370,14 +377,27 @@ def of_engine(
         view.checked(note)
         return replace(before, record=before.record.model_copy(update={"notes": (*before.record.notes, note)}))
     from llmcompile.validation import trtllm
-    from llmcompile.validation.checks import problems_of
 
     prompts = trtllm.engine_prompts(subject)
     files = engine.run(found, work, prompts, trtllm.end_token(subject), view)
-    checks = tuple(trtllm.engine_checks(subject, prompts, files, options.build.trust_remote_code))
+    return with_checks(before, trtllm.engine_checks(subject, prompts, files, options.build.trust_remote_code), view)
+
+
+def with_checks(before: Validated, checks: Iterable[Check], view: View) -> Validated:
+    """A validation and further checks, of what was made since.
+
+    Args:
+        before: The validation.
+        checks: What is added.
+        view: Shown every check, as it is made.
+    """
+    from llmcompile.validation.checks import problems_of
+
+    made = []
     for check in checks:
         view.checked(check)
-    problems = [*before.problems, *problems_of(checks)]
-    comparisons = (*before.record.comparisons, *(item for check in checks for item in _comparisons(check)))
+        made.append(check)
+    problems = [*before.problems, *problems_of(made)]
+    comparisons = (*before.record.comparisons, *(item for check in made for item in _comparisons(check)))
     record = before.record.model_copy(update={"passed": len(problems) == 0, "comparisons": comparisons})
     return Validated(record, problems)

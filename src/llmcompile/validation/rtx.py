@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ DECODER_TASK: Final = "text-generation"
 SEQ2SEQ_TASK: Final = "text2text-generation"
 GREEDY: Final = 32
 """Tokens a decoder chooses by itself."""
-_PROMPT_TOKENS: Final = 12
-_MARGIN: Final = 8.0
+PROMPT_TOKENS: Final = 12
+MARGIN: Final = 8.0
 """How many times farther than transformers' own 16-bit arithmetic the graph's may be from exact arithmetic."""
 _COSINE: Final = 1e-3
 _BLOCK: Final = 128
@@ -121,7 +121,7 @@ def validate(
     """
     facts = reference.describe(subject.checkpoint, trust_remote_code=trust_remote_code)
     weights = StoredWeights(subject.weight_files)
-    opened = _Opened(subject, facts, weights, atol, rtol, trust_remote_code)
+    opened = Opened(subject, facts, weights, atol, rtol, trust_remote_code)
     if subject.dtype == "bf16":
         yield "ONNX Runtime has no bf16 arithmetic: the graph ran in float32, each value rounded to bf16 as it was made"
     if subject.task == DECODER_TASK:
@@ -134,7 +134,7 @@ def validate(
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """An artifact and the model beside it."""
 
     subject: Subject
@@ -146,6 +146,7 @@ class _Opened:
 
     @property
     def given(self) -> bool:
+        """Whether the user gave a tolerance."""
         return self.atol is not None or self.rtol is not None
 
     def prompt(self, most: int) -> tuple[Tensor | None, str]:
@@ -197,14 +198,14 @@ class _Opened:
         limits = {output: self._limit(expected, output) for output in expected.stored}
         if subject.changed:
             moved = {
-                output: self._asked() if self.given else self._moved(expected, output, limits[output])
+                output: self.asked() if self.given else self._moved(expected, output, limits[output])
                 for output in expected.stored
             }
             yield Check(
                 input=name, reference=MODEL, comparison=compare(expected.model, outputs, moved), decisive=self.given
             )
         elif self.given:
-            limits = {output: self._asked() for output in limits}
+            limits = {output: self.asked() for output in limits}
         yield Check(
             input=name,
             reference=subject.kept,
@@ -236,10 +237,10 @@ class _Opened:
         derived = tolerance("fp32", layers=self.facts.layers, scale=scale(values), approximate=False, arithmetic=dtype)
         if expected.narrow is None:
             return derived
-        moved = _MARGIN * scale(expected.narrow[output] - values)
+        moved = MARGIN * scale(expected.narrow[output] - values)
         if moved <= derived.atol:
             return derived
-        reason = f"{_MARGIN:g} times what {dtype} arithmetic does to this output of the model in transformers"
+        reason = f"{MARGIN:g} times what {dtype} arithmetic does to this output of the model in transformers"
         return Tolerance(atol=moved, rtol=derived.rtol, reason=reason)
 
     def _moved(self, expected: _Expected, output: str, limit: Tolerance) -> Tolerance:
@@ -247,7 +248,8 @@ class _Opened:
         reason = f"{self.subject.kept.removeprefix('the model with ')} alone move this output by up to {moved:.3g}"
         return Tolerance(atol=moved + limit.atol, rtol=limit.rtol, reason=reason)
 
-    def _asked(self) -> Tolerance:
+    def asked(self) -> Tolerance:
+        """The user's tolerance."""
         flags = [flag for flag, value in (("--atol", self.atol), ("--rtol", self.rtol)) if value is not None]
         atol, rtol = (0.0 if value is None else value for value in (self.atol, self.rtol))
         return Tolerance(atol=atol, rtol=rtol, reason=f"given by {' and '.join(flags)}")
@@ -287,12 +289,12 @@ def _requantized(weight: Tensor, recipe: str, inputs: int) -> Tensor:
 # Encoders
 
 
-def _encoder(opened: _Opened) -> Iterator[Check | str]:
+def _encoder(opened: Opened) -> Iterator[Check | str]:
     sessions = opened.variants("model")
-    prompt, reason = opened.prompt(_PROMPT_TOKENS)
+    prompt, reason = opened.prompt(PROMPT_TOKENS)
     if reason != "":
         yield reason
-    for name, inputs in _feeds(opened, next(iter(sessions.values())), prompt):
+    for name, inputs in feeds(opened, next(iter(sessions.values())), prompt):
         run = partial(
             reference.run_task,
             opened.subject.checkpoint,
@@ -307,8 +309,10 @@ def _encoder(opened: _Opened) -> Iterator[Check | str]:
         yield from _cosine(name, inputs["attention_mask"], expected.model, found["as it is"])
 
 
-def _feeds(opened: _Opened, session: ort.Session, prompt: Tensor | None) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """A single token, a batch of which one row is padded, and a text."""
+def feeds(
+    opened: Opened, session: Runs, prompt: Tensor | None, shapes: Sequence[tuple[int, int]] = ()
+) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """A single token, a batch of which one row is padded, and a text; or `shapes` of (batch, sequence)."""
     facts, longest = opened.facts, min(16, opened.subject.longest)
     names = [value.name for value in session.inputs]
     several = opened.subject.choices if opened.subject.task == "multiple-choice" else 0
@@ -323,7 +327,7 @@ def _feeds(opened: _Opened, session: ort.Session, prompt: Tensor | None) -> Iter
         return {name: values.reshape(-1, several, values.shape[1]) for name, values in rows.items()}
 
     times = max(several, 1)
-    for batch, length in ((1, 1), (2, longest)):
+    for batch, length in shapes if len(shapes) > 0 else ((1, 1), (2, longest)):
         tokens = fixed_tokens(facts.vocab, batch=batch * times, sequence=length)
         mask = torch.ones_like(tokens)
         padded = ""
@@ -357,8 +361,19 @@ def _cosine(name: str, mask: Tensor, model: Mapping[str, Tensor], found: Mapping
 # Decoders
 
 
+class Runs(Protocol):
+    """A graph that can be run: `ort.Session`, or one whose calls are noted."""
+
+    @property
+    def inputs(self) -> Sequence[onnx_model.Value]:
+        """What it takes."""
+
+    def run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What it gives."""
+
+
 @dataclass
-class _Talk:
+class Talk:
     """A decoder's session with its caches: rows of tokens, each padded on the left.
 
     Attributes:
@@ -370,7 +385,7 @@ class _Talk:
         caches: Keys and values so far.
     """
 
-    session: ort.Session
+    session: Runs
     batch: int
     ids: str = "input_ids"
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
@@ -396,7 +411,7 @@ class _Talk:
 
 
 @dataclass(frozen=True)
-class _Dialogue:
+class Dialogue:
     """Rows of tokens and how they are fed: a prompt, then pieces. A greedy one is fed what it chose.
 
     Attributes:
@@ -411,29 +426,29 @@ class _Dialogue:
     greedy: bool = False
 
 
-def _dialogues(vocab: int, room: int, prompt: Tensor | None, *, start: bool) -> Iterator[_Dialogue]:
+def dialogues(vocab: int, room: int, prompt: Tensor | None, *, start: bool) -> Iterator[Dialogue]:
     """What a decoder is asked, in at most `room` tokens a row; with `start`, it begins to choose after one token."""
     tokens = fixed_tokens(vocab, batch=3, sequence=room)
     first = min(4, room - 1)
-    yield _Dialogue(f"1 token, then {first} one by one", (tokens[0, : first + 1],), (1, *[1] * first))
+    yield Dialogue(f"1 token, then {first} one by one", (tokens[0, : first + 1],), (1, *[1] * first))
     if room >= 6:
         long = min(room, 12) - 4
         name = f"3 prompts of {long} tokens, then 3 at once, then 1"
-        yield _Dialogue(name, tuple(row[: long + 4] for row in tokens), (long, 3, 1))
+        yield Dialogue(name, tuple(row[: long + 4] for row in tokens), (long, 3, 1))
     others = fixed_tokens(vocab, batch=2, sequence=room, seed=1)
     if start:
         steps = min(GREEDY, room - 1)
-        yield _Dialogue(f"{steps} greedy tokens", (others[0, :1], others[1, :1]), (1,) * steps, greedy=True)
+        yield Dialogue(f"{steps} greedy tokens", (others[0, :1], others[1, :1]), (1,) * steps, greedy=True)
         return
     half = max(1, min(9, room // 2))
     rows = (others[0, :half] if prompt is None else prompt[0, :half], others[1, : max(1, half // 2)])
     steps = min(GREEDY, room - half)
     text = ", the first a text" if prompt is not None else ""
     name = f"{steps} greedy tokens after prompts of {len(rows[0])} and {len(rows[1])} tokens, the shorter padded{text}"
-    yield _Dialogue(name, rows, (max(len(row) for row in rows), *[1] * (steps - 1)), greedy=True)
+    yield Dialogue(name, rows, (max(len(row) for row in rows), *[1] * (steps - 1)), greedy=True)
 
 
-def _held(talk: _Talk, dialogue: _Dialogue, chosen: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+def _held(talk: Talk, dialogue: Dialogue, chosen: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
     """Feed a dialogue: logits after each piece, (batch, pieces, vocab), and every row as it was in the end.
 
     A greedy one goes on with what it chooses itself, or with `chosen`, which another variant chose.
@@ -457,41 +472,40 @@ def _held(talk: _Talk, dialogue: _Dialogue, chosen: Sequence[Tensor] | None) -> 
     return torch.stack(answers, 1), rows
 
 
-def _positions(dialogue: _Dialogue) -> Iterator[Tensor]:
+def _positions(dialogue: Dialogue) -> Iterator[Tensor]:
     """For each row, where in it the logits after each piece are."""
     ends = torch.tensor(dialogue.pieces).cumsum(0) - dialogue.pieces[0]
     for row in dialogue.rows:
         yield ends + (len(row) if dialogue.greedy else dialogue.pieces[0]) - 1
 
 
-def _decoder(opened: _Opened) -> Iterator[Check | str]:
+def _decoder(opened: Opened) -> Iterator[Check | str]:
     sessions = opened.variants("model")
-    prompt, reason = opened.prompt(_PROMPT_TOKENS)
+    prompt, reason = opened.prompt(PROMPT_TOKENS)
     if reason != "":
         yield reason
-    for dialogue in _dialogues(opened.facts.vocab, min(opened.subject.longest, 44), prompt, start=False):
-        found, rows = _all_held(sessions, dialogue, lambda session: _Talk(session, len(dialogue.rows)))  # noqa: B023
+    for dialogue in dialogues(opened.facts.vocab, min(opened.subject.longest, 44), prompt, start=False):
+        talks = {variant: Talk(session, len(dialogue.rows)) for variant, session in sessions.items()}
+        found, rows = all_held(talks, dialogue)
         expected = opened.expected(partial(_logits, opened, rows, tuple(_positions(dialogue))))
         yield from opened.judge(dialogue.name, expected, found)
         if dialogue.greedy:
             yield _favourites(opened, dialogue.name, expected, found["as it is"]["logits"])
 
 
-def _all_held(
-    sessions: Mapping[str, ort.Session], dialogue: _Dialogue, talk: Callable[[ort.Session], _Talk]
-) -> tuple[dict[str, dict[str, Tensor]], list[Tensor]]:
-    """What every variant answers; the others are fed what the first one chose."""
+def all_held(talks: Mapping[str, Talk], dialogue: Dialogue) -> tuple[dict[str, dict[str, Tensor]], list[Tensor]]:
+    """What every variant of a graph answers; the others are fed what the first one chose."""
     found: dict[str, dict[str, Tensor]] = {}
     rows: list[Tensor] | None = None
-    for variant, session in sessions.items():
-        logits, ended = _held(talk(session), dialogue, rows)
+    for variant, talk in talks.items():
+        logits, ended = _held(talk, dialogue, rows)
         rows = ended if rows is None else rows
         found[variant] = {"logits": logits}
     assert rows is not None
     return found, rows
 
 
-def _logits(opened: _Opened, rows: Sequence[Tensor], positions: Sequence[Tensor], **how: Any) -> dict[str, Tensor]:
+def _logits(opened: Opened, rows: Sequence[Tensor], positions: Sequence[Tensor], **how: Any) -> dict[str, Tensor]:
     """The model's logits in each row by itself, without padding."""
     found = [
         reference.run_reference(
@@ -510,7 +524,7 @@ def _logits(opened: _Opened, rows: Sequence[Tensor], positions: Sequence[Tensor]
     return {"logits": torch.cat(found)}
 
 
-def _favourites(opened: _Opened, name: str, expected: _Expected, found: Tensor) -> Check:
+def _favourites(opened: Opened, name: str, expected: _Expected, found: Tensor) -> Check:
     """Whether each token the graph chose is the model's favourite, or as good within twice the limit of a logit."""
     stored = expected.stored["logits"]
     chosen = found.argmax(2, keepdim=True)
@@ -531,34 +545,44 @@ def _favourites(opened: _Opened, name: str, expected: _Expected, found: Tensor) 
 # Models with encoder and decoder
 
 
-def _encoder_decoder(opened: _Opened) -> Iterator[Check | str]:
+def _encoder_decoder(opened: Opened) -> Iterator[Check | str]:
     encoders, decoders = opened.variants("encoder"), opened.variants("decoder")
-    prompt, reason = opened.prompt(_PROMPT_TOKENS)
+    prompt, reason = opened.prompt(PROMPT_TOKENS)
     if reason != "":
         yield reason
-    vocab, longest = opened.facts.vocab, min(opened.subject.longest, 44)
-    fixed = fixed_tokens(vocab, batch=3, sequence=longest, seed=2)
-    for dialogue in _dialogues(vocab, longest, None, start=True):
-        texts = [row[: max(1, (longest - 2 * index) // 2)] for index, row in enumerate(fixed[: len(dialogue.rows)])]
-        if dialogue.greedy and prompt is not None:
-            texts[0] = prompt[0, :longest]
-        told = f"{', '.join(str(len(text)) for text in texts)} tokens in; {dialogue.name}"
-        heard = {variant: _encoded(session, texts) for variant, session in encoders.items()}
+    for name, dialogue, texts in exchanges(opened, prompt):
+        heard = {variant: encoded(session, texts) for variant, session in encoders.items()}
         talks = {
-            decoders[variant]: _Talk(decoders[variant], len(texts), ids="decoder_input_ids", fixed=states)
+            variant: Talk(decoders[variant], len(texts), ids="decoder_input_ids", fixed=states)
             for variant, (states, _) in heard.items()
         }
-        found, rows = _all_held(decoders, dialogue, talks.__getitem__)
+        found, rows = all_held(talks, dialogue)
         for variant, (_, states) in heard.items():
             found[variant]["encoder_hidden_states"] = states
         run = partial(_both, opened, texts, rows, tuple(_positions(dialogue)), padded=max(len(text) for text in texts))
         expected = opened.expected(run)
-        yield from opened.judge(told, expected, found)
+        yield from opened.judge(name, expected, found)
         if dialogue.greedy:
-            yield _favourites(opened, told, expected, found["as it is"]["logits"])
+            yield _favourites(opened, name, expected, found["as it is"]["logits"])
 
 
-def _encoded(session: ort.Session, texts: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def exchanges(opened: Opened, prompt: Tensor | None) -> Iterator[tuple[str, Dialogue, list[Tensor]]]:
+    """What an encoder-decoder is asked: in words, what its decoder is fed, and the encoder's texts, each row's."""
+    vocab, longest = opened.facts.vocab, min(opened.subject.longest, 44)
+    fixed = fixed_tokens(vocab, batch=3, sequence=longest, seed=2)
+    for dialogue in dialogues(vocab, longest, None, start=True):
+        texts = [row[: max(1, (longest - 2 * index) // 2)] for index, row in enumerate(fixed[: len(dialogue.rows)])]
+        if dialogue.greedy and prompt is not None:
+            texts[0] = prompt[0, :longest]
+        yield told(dialogue, texts), dialogue, texts
+
+
+def told(dialogue: Dialogue, texts: Sequence[Tensor]) -> str:
+    """An exchange in words."""
+    return f"{', '.join(str(len(text)) for text in texts)} tokens in; {dialogue.name}"
+
+
+def encoded(session: Runs, texts: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """What a decoder is given of texts, padded on the right, and the encoder's states, 0 where there is padding."""
     longest = max(len(text) for text in texts)
     tokens = torch.stack([torch.cat([text, text.new_zeros(longest - len(text))]) for text in texts])
@@ -569,7 +593,7 @@ def _encoded(session: ort.Session, texts: Sequence[Tensor]) -> tuple[dict[str, T
 
 
 def _both(
-    opened: _Opened,
+    opened: Opened,
     texts: Sequence[Tensor],
     rows: Sequence[Tensor],
     positions: Sequence[Tensor],
@@ -597,7 +621,7 @@ def _both(
 # What few tokens cannot show
 
 
-def _check_weights(opened: _Opened) -> None:
+def _check_weights(opened: Opened) -> None:
     """Every weight that has its name in a graph, bit for bit: a run sees only the rows of the tokens it is fed."""
     subject = opened.subject
     task = subject.task if subject.task in reference.TASKS else None
@@ -628,7 +652,7 @@ def _is(found: Tensor, wanted: Tensor) -> bool:
     return transposed or (found.shape == wanted.shape and torch.equal(found, wanted))
 
 
-def _is_requantized(opened: _Opened, packed: onnx_model.Tensor, scales: onnx_model.Tensor, stored: Tensor) -> bool:
+def _is_requantized(opened: Opened, packed: onnx_model.Tensor, scales: onnx_model.Tensor, stored: Tensor) -> bool:
     """Whether a quantized weight, multiplied with its scales as DequantizeLinear does, is the checkpoint's nearest."""
     recipe = opened.subject.quantization
     assert recipe is not None

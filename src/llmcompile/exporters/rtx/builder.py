@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,7 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from llmcompile.errors import ToolchainError
-from llmcompile.exporters.processes import Child, Line, OnLine, Stages, ended, stage, tail
+from llmcompile.exporters.processes import OnLine, Stages, ended, tail
+from llmcompile.exporters.rtx.child import Answer, ask
 from llmcompile.exporters.rtx.profiles import Profile
 
 INSTALL = "pip install 'llmcompile[rtx]'"
@@ -30,7 +29,6 @@ _STAGES: Stages = (
     (re.compile(r"Compiler backend is used during engine build"), "compiling"),
     (re.compile(r"Engine generation completed in ([\d.]+) seconds"), "compiled in {0} s"),
 )
-_ERROR = re.compile(r"\[TRT\] \[E\] (?:\[[^\]]*\])?\s*(.*)|^(the (?:parser|builder) .*)")
 
 
 @dataclass(frozen=True)
@@ -144,52 +142,28 @@ def build(
     )
 
 
-def _run(request: Mapping[str, Any], folder: Path, on_line: OnLine, timeout_seconds: float | None) -> dict[str, Any]:
+def _run(request: Mapping[str, Any], folder: Path, on_line: OnLine, timeout_seconds: float | None) -> Mapping[str, Any]:
     """What the worker answers.
 
     Raises:
         ToolchainError: It fails.
     """
-    answer: dict[str, Any] | None = None
-    said: list[str] = []
-    words = [sys.executable, str(_WORKER), json.dumps(request)]
-    with Child(words, folder) as child:
-        try:
-            for text in child.lines(timeout_seconds):
-                event = _event(text)
-                if event is not None and event["event"] == "result":
-                    answer = event
-                    continue
-                match = _ERROR.search(text)
-                if match is not None:
-                    said.append(next(group for group in match.groups() if group is not None).strip())
-                on_line(Line(text if event is None else str(event.get("text", "")), stage(_STAGES, text)))
-        except TimeoutError as error:
-            found = f"did not end in {timeout_seconds:g} s"
-            raise ToolchainError("tensorrt_rtx", found, "an engine", "give it longer with --build-timeout") from error
-        code = child.ending()
-    if code != 0 or answer is None:
-        raise _failure(code, said, list(child.last), os.path.basename(str(request.get("onnx", ""))))
-    return answer
+    try:
+        answer = ask(_WORKER, request, folder, on_line, timeout_seconds=timeout_seconds, stages=_STAGES)
+    except TimeoutError as error:
+        found = f"did not end in {timeout_seconds:g} s"
+        raise ToolchainError("tensorrt_rtx", found, "an engine", "give it longer with --build-timeout") from error
+    if answer.result is None:
+        raise _failure(answer, os.path.basename(str(request.get("onnx", ""))))
+    return answer.result
 
 
-def _failure(code: int, said: Sequence[str], last: Sequence[str], about: str) -> ToolchainError:
+def _failure(answer: Answer, about: str) -> ToolchainError:
     """What the builder said was wrong; where it said nothing, the end of its log."""
     subject = "tensorrt_rtx" if about == "" else f"tensorrt_rtx, {about}"
-    if code == -9:
+    if answer.code == -9:
         hint = "the machine ran out of memory, or somebody ended it: the builder takes about 3.6 times the weights"
-        return ToolchainError(subject, ended(code), "an engine", hint)
-    reasons = list(dict.fromkeys(text for text in said if text != ""))
-    if len(reasons) > 0:
-        return ToolchainError(subject, "; ".join(reasons[:3]), "an engine", tail(last))
-    return ToolchainError(subject, f"{ended(code)}; {tail(last)}", "an engine")
-
-
-def _event(text: str) -> dict[str, Any] | None:
-    if not text.startswith('{"event":'):
-        return None
-    try:
-        found: dict[str, Any] = json.loads(text)
-    except ValueError:
-        return None
-    return found
+        return ToolchainError(subject, ended(answer.code), "an engine", hint)
+    if len(answer.reasons) > 0:
+        return ToolchainError(subject, "; ".join(answer.reasons[:3]), "an engine", tail(answer.last))
+    return ToolchainError(subject, f"{ended(answer.code)}; {tail(answer.last)}", "an engine")

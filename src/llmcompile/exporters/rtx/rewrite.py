@@ -18,6 +18,7 @@ from llmcompile.errors import PlanError, UnsupportedError
 from llmcompile.exporters.rtx import quantize
 from llmcompile.exporters.rtx.export import PREFIX
 from llmcompile.exporters.rtx.networks import OF, SIZES, Network
+from llmcompile.exporters.rtx.profiles import PAST, TOTAL
 from llmcompile.onnx_model import Tensor, Value
 from llmcompile.writing import WorkDirectory
 
@@ -126,6 +127,8 @@ def _named(model: Any, layers: Mapping[str, str], network: Network) -> Any:
                 sizes[axis] = int(wanted[name].example.shape[place])
         given.append(Value(name, value.dtype, axes))
     known = {SIZES[axis]: axis for each in network.inputs for axis in each.axes if axis is not None}
+    if PAST in known.values():
+        known[SIZES[TOTAL]] = TOTAL  # of caches as they become; no input of an encoder-decoder is as long
     made = [
         Value(
             value.name.removeprefix(PREFIX),

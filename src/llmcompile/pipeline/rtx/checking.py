@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from llmcompile.checkpoint.folder import Checkpoint
 from llmcompile.errors import CheckpointError
-from llmcompile.exporters.rtx import builder
+from llmcompile.exporters.rtx import builder, execution
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import validating
 from llmcompile.pipeline.job import View
+from llmcompile.pipeline.rtx import running
 
 
 def verify_numbers(
@@ -21,7 +24,7 @@ def verify_numbers(
     atol: float | None,
     rtol: float | None,
 ) -> validating.Validated:
-    """Run the ONNX model that was kept beside the model it was made from.
+    """Run the ONNX model that was kept beside the model it was made from, and the engines where a GPU is for them.
 
     Args:
         folder: The artifact.
@@ -33,7 +36,7 @@ def verify_numbers(
 
     Raises:
         CheckpointError: It has engines alone, which only a GPU runs.
-        ToolchainError: A package of the extra `rtx` is not installed.
+        ToolchainError: A package of the extra `rtx` is not installed, or an engine does not run.
     """
     builder.check_packages(builder=False)
     rtx = manifest.rtx
@@ -60,4 +63,36 @@ def verify_numbers(
         longest=int(str(options["longest"])),
         choices=int(str(options["num_choices"])) if options["num_choices"] is not None else 1,
     )
-    return validating.run(checks, subject, 1, view, atol, rtol, options["trust_remote_code"] is True)
+    trusted = options["trust_remote_code"] is True
+    before = validating.run(checks, subject, 1, view, atol, rtol, trusted)
+    if rtx.status != "built" or not before.record.passed:
+        return before
+    machine = execution.machine(folder)
+    gpu = machine.fitting(rtx.compute_capabilities)
+    reason = machine.why_not(rtx.compute_capabilities) if gpu is None else _release(str(rtx.tensorrt_rtx))
+    if gpu is None or reason is not None:
+        note = f"the engine was not run: {reason}"
+        view.checked(note)
+        return replace(before, record=before.record.model_copy(update={"notes": (*before.record.notes, note)}))
+    validated, _ = running.of_engines(
+        rtx,
+        folder,
+        Path(tempfile.gettempdir()),
+        subject,
+        gpu,
+        machine,
+        view,
+        before,
+        atol=atol,
+        rtol=rtol,
+        trust_remote_code=trusted,
+    )
+    return validated
+
+
+def _release(version: str) -> str | None:
+    """Why the TensorRT for RTX that is installed does not run an engine of `version`."""
+    if len(builder.missing_packages(builder=True)) > 0:
+        return f"TensorRT for RTX is not installed; {builder.INSTALL}"
+    found = builder.find().version
+    return None if found == version else f"TensorRT for RTX {found} is installed, and {version} alone runs it"

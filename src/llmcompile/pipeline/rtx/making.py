@@ -25,6 +25,7 @@ from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import making as building
 from llmcompile.pipeline import validating
 from llmcompile.pipeline.job import Report, View
+from llmcompile.pipeline.rtx import running
 from llmcompile.pipeline.rtx.planning import Build, refuse_build
 from llmcompile.writing import MANIFEST, WorkDirectory, hash_file, output_errors, work_path
 
@@ -88,6 +89,9 @@ def make(made: Build, view: View, report: Report) -> None:
                 for name in exported.graphs:
                     engines[name] = _build(made, name, work, view)
         rtx = _record(made, exported, engines, work)
+        if len(engines) > 0:
+            with building.resumable(work, "the validated ONNX model"):
+                rtx, validation = _run(made, exported, rtx, work, validation, view, report)
         work.forget(FACTS)
         if not made.options.keep_onnx and len(engines) > 0:
             for name in exported.graphs:
@@ -243,7 +247,7 @@ def _record(
     return records.Rtx(
         task=made.task,
         status="built" if built else "onnx",
-        executed="built, not executed" if built else None,
+        executed=None,
         dtype=made.dtype,
         quantization=made.options.quantization,
         quantized=exported.quantized,
@@ -254,6 +258,39 @@ def _record(
         tensorrt_rtx=next((engine.version for engine in engines.values()), None),
         weight_streaming=made.options.weight_streaming and built,
     )
+
+
+def _run(
+    made: Build,
+    exported: _Exported,
+    rtx: records.Rtx,
+    work: WorkDirectory,
+    validation: validating.Validated,
+    view: View,
+    report: Report,
+) -> tuple[records.Rtx, validating.Validated]:
+    """Run the engines, where this machine has a GPU for them, beside the ONNX model."""
+    machine = made.machine
+    assert machine is not None  # asked where an engine is wanted
+    gpu = machine.fitting(made.capabilities)
+    if gpu is None:
+        return running.executed(rtx, running.not_run(machine.why_not(made.capabilities))), validation
+    build = made.options.build
+    with report.stage("run"):
+        validation, execution = running.of_engines(
+            rtx,
+            work.path,
+            work.path,
+            validating.onnx_subject(made, work.path, exported.quantized, exported.float32),
+            gpu,
+            machine,
+            view,
+            validation,
+            atol=build.atol,
+            rtol=build.rtol,
+            trust_remote_code=build.trust_remote_code,
+        )
+    return running.executed(rtx, execution), validation
 
 
 def _values(values: Any) -> tuple[records.RtxValue, ...]:

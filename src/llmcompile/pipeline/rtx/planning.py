@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmcompile import environment
@@ -20,7 +21,8 @@ from llmcompile.errors import (
     collected,
     combined,
 )
-from llmcompile.exporters.rtx import builder, capabilities, profiles, tasks
+from llmcompile.exporters.rtx import builder, capabilities, execution, profiles, tasks
+from llmcompile.exporters.rtx.execution import Machine
 from llmcompile.exporters.rtx.options import DECODER_TASK, ENCODER_TASKS, SEQ2SEQ_TASK, TASKS, Range, RtxOptions
 from llmcompile.exporters.rtx.profiles import Profile
 from llmcompile.pipeline.job import BUDGET_BYTES, Report, Resources, output_errors, prevailing_dtype, shortages
@@ -51,6 +53,7 @@ class Build:
         longest: Most tokens of a sequence; of a decoder, prompt and answer together.
         capabilities: Compute capabilities the engine is for; () for an ONNX model alone.
         builder: TensorRT for RTX; None where it is not called, or not found.
+        machine: GPUs that could run the engine; None where none is built.
         onnx_bytes: About what the weights of the ONNX model take.
         builder_bytes: About what the builder takes in memory; 0 without one.
         resources: What it takes.
@@ -67,6 +70,7 @@ class Build:
     longest: int
     capabilities: tuple[int, ...]
     builder: builder.Builder | None
+    machine: Machine | None
     onnx_bytes: int
     builder_bytes: int
     resources: Resources
@@ -121,7 +125,7 @@ def prepare_build(options: RtxOptions, report: Report) -> Build:
     """
     wanted = options.stop_after is None
     errors: list[LlmCompileError] = []
-    found = None
+    found = machine = None
     with report.stage("toolchain"):
         builder.check_packages(builder=wanted)
         if wanted:
@@ -129,6 +133,7 @@ def prepare_build(options: RtxOptions, report: Report) -> Build:
                 found = builder.find()
             except ToolchainError as error:
                 errors.append(error)
+            machine = execution.machine(Path.cwd())
     with report.stage("locate"):
         located, checkpoint = _located(options)
     with report.stage("plan"):
@@ -139,6 +144,7 @@ def prepare_build(options: RtxOptions, report: Report) -> Build:
         sequence, target, problems = _lengths(options, config, task)
         errors += [collected(PlanError, problems)] if len(problems) > 0 else []
         errors += _refusals(options, config, task, dtype, chosen, wanted)
+        errors += _not_built_for(found, chosen)
         size = _onnx_bytes(checkpoint, dtype, options.quantization)
         resources = _resources(options, checkpoint, dtype, size)
         builder_bytes = _BUILDER_BYTES + int(_BUILDER_FACTOR * size) if wanted else 0
@@ -153,10 +159,11 @@ def prepare_build(options: RtxOptions, report: Report) -> Build:
         longest=target.most if task == SEQ2SEQ_TASK else sequence.most,
         capabilities=chosen,
         builder=found,
+        machine=machine,
         onnx_bytes=size,
         builder_bytes=builder_bytes,
         resources=resources,
-        notes=tuple(_notes(options, config, task, wanted)),
+        notes=tuple(_notes(options, config, task, machine, chosen)),
         errors=tuple(errors),
     )
 
@@ -231,6 +238,18 @@ def _refusals(
         yield collected(UnsupportedError, problems)
 
 
+def _not_built_for(found: builder.Builder | None, chosen: tuple[int, ...]) -> Iterator[LlmCompileError]:
+    """Compute capabilities that the builder, as it is installed, lacks: an older or a newer release."""
+    lacking = [] if found is None else [each for each in chosen if each not in found.capabilities]
+    if found is not None and len(lacking) > 0:
+        yield ToolchainError(
+            f"tensorrt_rtx {found.version}",
+            f"does not build for {', '.join(f'sm{each}' for each in lacking)}",
+            f"one that does; it has {', '.join(f'sm{each}' for each in found.capabilities)}",
+            "pip install --upgrade 'llmcompile[rtx]', or name others with --compute-capability",
+        )
+
+
 def _onnx_bytes(checkpoint: Checkpoint, dtype: str, quantization: str | None) -> int:
     """About what the weights take: matrices quantized but for embeddings, which are told by their name."""
     bits = {None: 8 * _LABELS[dtype], "int8": 8.1, "fp8": 8.1, "int4": 4.13}[quantization]
@@ -290,7 +309,9 @@ def _obstacles(options: RtxOptions, resources: Resources, builder_bytes: int) ->
     yield from output_errors(options.build)
 
 
-def _notes(options: RtxOptions, config: Mapping[str, Any], task: str, wanted: bool) -> Iterator[str]:
+def _notes(
+    options: RtxOptions, config: Mapping[str, Any], task: str, machine: Machine | None, chosen: tuple[int, ...]
+) -> Iterator[str]:
     kind = str(config.get("model_type", "unknown"))
     if not tasks.tried(kind, task):
         known = tasks.DECODERS if task == DECODER_TASK else tasks.ENCODER_DECODERS
@@ -299,5 +320,5 @@ def _notes(options: RtxOptions, config: Mapping[str, Any], task: str, wanted: bo
         yield f"without effect for {task}: --all-logits"
     if options.quantization == "int4":
         yield "int4 weights are rounded to nearest, without calibration: small models lose much by it, see validated"
-    if wanted:
-        yield "built, not executed: no GPU ran the engine; what ran is the ONNX model it was built of"
+    if machine is not None and len(chosen) > 0 and machine.fitting(chosen) is None:
+        yield f"built, not executed: {machine.why_not(chosen)}; what runs is the ONNX model it is built of"
