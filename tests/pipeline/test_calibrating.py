@@ -44,6 +44,11 @@ def save(family: str, folder: Path, **config: Any) -> Path:
     return models.save(family, folder, dtype="bfloat16", config={**sizes, **config})
 
 
+def twice(family: str) -> dict[str, int]:
+    """The sizes of `WIDE` that the family has, doubled."""
+    return {key: 2 * value for key, value in WIDE.items() if key in models.FAMILIES[family].config}
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokens to calibrate on."""
@@ -88,6 +93,19 @@ def test_every_family_is_calibrated_and_validated(
         assert result.code == 0, f"{recipe}: {result.err}"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_calibrated_as_nvfp4(family: str, data: Path, run: Run, tmp_path: Path) -> None:
+    """Two ranks of a model whose matrices are whole tiles of scales: outputs and scales are the model's."""
+    model = save(family, tmp_path / "model", **twice(family))
+
+    result = run(*arguments(model, data, "nvfp4", "--kv-cache", "fp8", "--tp", 2), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    config = json.loads((tmp_path / "out" / "checkpoint" / "config.json").read_text())
+    block = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    assert config["quantization"] == block
+
+
 def test_stages_have_their_own_layers_scales(
     model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -125,6 +143,24 @@ def test_scales_of_fp8_are_the_largest_of_what_is_fused(
                 assert (found.dtype, found.tolist()) == (torch.float32, [float(np.float32(largest) / np.float32(448))])
         gated = [f"transformer.layers.{layer}.mlp.{name}.weights_scaling_factor" for name in ("fc", "gate")]
         assert ranks[0][gated[0]].tolist() == ranks[0][gated[1]].tolist()
+
+
+def test_an_nvfp4_checkpoint_has_the_planned_bytes(data: Path, run: Run, tmp_path: Path) -> None:
+    """Half a byte for each weight, a sixteenth for scales, and 8 for each matrix: what a dry run says from headers."""
+    model = save("llama_gqa", tmp_path / "model", **twice("llama_gqa"))
+    command = arguments(model, data, "nvfp4", "--tp", 2, "--no-validate")
+
+    planned = run(*command, "--dry-run", "--json", tmp_path / "out")
+    made = run(*command, tmp_path / "out")
+
+    assert (planned.code, made.code) == (0, 0), planned.err + made.err
+    files = json.loads(planned.out)["plan"]["files"]
+    for name, size in files.items():
+        if name.endswith(".safetensors"):
+            assert (tmp_path / "out" / name).stat().st_size == size, name
+    rank = load_file(tmp_path / "out" / "checkpoint" / "rank1.safetensors")
+    dense = [tensor for name, tensor in rank.items() if name.startswith("transformer.layers.1.attention.dense.")]
+    assert sum(tensor.nbytes for tensor in dense) == 256 * 128 // 2 + 256 * 128 // 16 + 8
 
 
 def test_an_fp8_cache_is_never_scaled_below_one(
@@ -277,6 +313,9 @@ def test_other_data_are_another_job(model: Callable[[str], Path], data: Path, ru
         (("--quantization", "fp8", "--dtype", "float32"), 2, "float16 or bfloat16"),
         (("--quantization", "fp8", "--calib-size", 0), 2, "--calib-size"),
         (("--quantization", "int4_awq"), 5, "64 inputs / 128 = 0.50"),
+        (("--quantization", "nvfp4"), 5, "192 outputs / 128 = 1.50; NVFP4 needs a whole number"),
+        (("--quantization", "nvfp4"), 5, "--quantization fp8"),
+        (("--quantization", "nvfp4", "--trtllm-version", "0.16.0"), 4, "expected 0.17 or later"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models
-from llmcompile import ranges
+from llmcompile import quantization, ranges
 from llmcompile.architectures import lookup
 from llmcompile.checkpoint.folder import open_checkpoint
 from llmcompile.errors import LlmCompileError
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from conftest import Run
 
 SIZES = {"hidden_size": 128, "intermediate_size": 128}
+TILES = {"hidden_size": 256, "intermediate_size": 256}
+"""Of NVFP4's scales: 128 outputs by 64 inputs on each rank."""
 TOKENS = np.random.default_rng(0).integers(0, models.VOCAB, (12, 16)).tolist()
-RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Callable[[str], 
     """`made(recipe)` is a validated artifact, made once; who breaks it restores it."""
     known: dict[str, Made] = {}
     root = tmp_path_factory.mktemp("made")
-    model = models.save("llama_gqa", root / "model", dtype="bfloat16", config=SIZES)
+    small = models.save("llama_gqa", root / "model", dtype="bfloat16", config=SIZES)
+    large = models.save("llama_gqa", root / "tiles", dtype="bfloat16", config=TILES)
     data = root / "tokens.jsonl"
     data.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in TOKENS))
 
     def make(recipe: str) -> Made:
         if recipe not in known:
             groups = ("--group-size", 64) if "awq" in recipe else ()
+            model = large if recipe == "nvfp4" else small
             start = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model, "--tp", 2, *groups)
             calibration = ("--calib-dataset", data, "--calib-seq-len", 16, "--kv-cache", "int8")
             command = (*start, *calibration, "--quantization", recipe)
@@ -125,7 +129,7 @@ def test_each_wrong_scale_is_caught(recipe: str, made: Callable[[str], Made]) ->
     assert survivors == []
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int8_sq"])
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "nvfp4"])
 def test_each_wrong_weight_is_caught(recipe: str, made: Callable[[str], Made]) -> None:
     """A tensor of quantized weights with its rows in another order."""
     artifact = made(recipe)
@@ -143,6 +147,32 @@ def test_each_wrong_weight_is_caught(recipe: str, made: Callable[[str], Made]) -
 
     assert len(names) == 5
     assert survivors == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "change"),
+    [
+        ("weight", lambda bytes: bytes << 4 | bytes >> 4),
+        ("weight", lambda bytes: bytes ^ 0x88),
+        ("weights_scaling_factor", lambda bytes: bytes.roll(1, 1)),
+        (
+            "weights_scaling_factor",
+            lambda bytes: bytes.view(1, 4, 32, -1, 4).permute(0, 3, 2, 1, 4).reshape(bytes.shape),
+        ),
+    ],
+)
+@pytest.mark.parametrize("module", ["attention.dense", "mlp.gate"])
+def test_each_wrong_order_of_nvfp4_is_caught(
+    module: str, ending: str, change: Callable[[Tensor], Tensor], made: Callable[[str], Made]
+) -> None:
+    """Nibbles the other way round, signs, scales of the blocks beside, and scales that are interleaved already."""
+    artifact, name = made("nvfp4"), f"transformer.layers.1.{module}.{ending}"
+    tensor = load_file(artifact.folder / "rank1.safetensors")[name][:128].contiguous()
+    rest = load_file(artifact.folder / "rank1.safetensors")[name][128:]
+
+    changed = torch.cat((change(tensor.view(torch.uint8)), rest.view(torch.uint8))).view(tensor.dtype)
+
+    assert after(artifact, {name: changed}, rank=1) != []
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
@@ -228,13 +258,39 @@ def wrong_cache(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layout, "_kv_steps", steps)
 
 
+def high_first(patch: pytest.MonkeyPatch) -> None:
+    """One that packs NVFP4's first input into the high nibble."""
+    original = quantization.Nvfp4.encode
+
+    def encode(self: quantization.Nvfp4, block: Any, part: int) -> Any:
+        packed = original(self, block, part)
+        return packed << 4 | packed >> 4
+
+    patch.setattr(quantization.Nvfp4, "encode", encode)
+
+
+def whole_steps(patch: pytest.MonkeyPatch) -> None:
+    """One that rounds the scales of NVFP4's blocks again, to powers of 2."""
+    original = quantization.Nvfp4.rest
+
+    def rest(self: quantization.Nvfp4) -> Any:
+        scales, second = original(self)
+        return scales & 0x78, second
+
+    patch.setattr(quantization.Nvfp4, "rest", rest)
+
+
 @pytest.mark.parametrize(
     ("recipe", "fault"),
     [
         ("fp8", half_inputs),
         ("int8_sq", half_inputs),
         ("w4a8_awq", half_inputs),
+        ("nvfp4", half_inputs),
         ("fp8", half_weights),
+        ("nvfp4", half_weights),
+        ("nvfp4", high_first),
+        ("nvfp4", whole_steps),
         ("int8_sq", whole_columns),
         ("int4_awq", whole_columns),
         ("fp8", wrong_cache),
@@ -266,6 +322,7 @@ def test_a_writer_with_a_fault_ends_with_7(
         ("int8_sq", "transformer.layers.1.attention.dense.prequant_scaling_factor"),
         ("int4_awq", "transformer.layers.1.mlp.proj.weights_scaling_factor"),
         ("w4a8_awq", "transformer.layers.0.attention.qkv.prequant_scaling_factor"),
+        ("nvfp4", "transformer.layers.1.attention.dense.weights_scaling_factor_2"),
     ],
 )
 def test_verify_of_a_broken_scale_ends_with_7(

@@ -27,7 +27,7 @@ _GROUPS = (
 _NUMBER = re.compile(r"\.(\d+)\.")
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w2"))
 """Layers that TensorRT-LLM joins, so that they have one scale."""
-_STEPS: Mapping[str, float] = {"FP8": 448.0, "W4A8_AWQ": 448.0, "W8A8_SQ_PER_CHANNEL": 127.0}
+_STEPS: Mapping[str, float] = {"FP8": 448.0, "W4A8_AWQ": 448.0, "W8A8_SQ_PER_CHANNEL": 127.0, "NVFP4": 6 * 448.0}
 _CACHE_STEPS: Mapping[str, float] = {"INT8": 127.0, "FP8": 448.0}
 _SLACK = 2e-3
 """Relative; float32 adds in another order when the model runs in other batches."""

@@ -88,6 +88,7 @@ _NOISE: Mapping[str, tuple[float, str]] = MappingProxyType(
         "W4A16_AWQ": (1.0, "4-bit weights, a scale for each group of inputs"),
         "W4A16_GPTQ": (1.0, "4-bit weights, a scale and a zero for each group of inputs"),
         "W4A8_AWQ": (1.0, "4-bit weights, a scale for each group of inputs, and 8-bit floats of one scale for inputs"),
+        "NVFP4": (1.0, "4-bit floats with 1 mantissa bit, a scale for each 16 inputs of weights and activations"),
         "W8A8_SQ_PER_CHANNEL": (0.35, "8-bit integers, a scale for each output and one for all inputs"),
     }
 )
@@ -401,7 +402,7 @@ def _stored_as(subject: Subject, weights: Weights, trust_remote_code: bool) -> S
     return stored
 
 
-_CALIBRATED = ("FP8", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ")
+_CALIBRATED = ("FP8", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ", "NVFP4")
 
 
 class _OfData:

@@ -145,7 +145,7 @@ def config_json(made: Layout) -> dict[str, Any]:
             LLAMA,
             {"quantization": "w8a16", "calib_dataset": Path("text.txt")},
             "--calib-dataset: given for --quantization w8a16, which needs no data; expected a recipe that is",
-            "drop --calib-dataset, or choose one of fp8, int8_sq, int4_awq, w4a8_awq",
+            "drop --calib-dataset, or choose one of fp8, int8_sq, int4_awq, w4a8_awq, nvfp4",
         ),
         (
             FP8,
@@ -156,6 +156,18 @@ def config_json(made: Layout) -> dict[str, Any]:
         (MIXTRAL, {"kv_cache": "int8"}, "--kv-cache: int8 with experts; expected fp8", "--kv-cache fp8"),
         (MIXTRAL, {"quantization": "int8_sq"}, "--quantization: int8_sq with experts", "--quantization w8a16, or none"),
         (T5, {"quantization": "fp8"}, "--quantization: fp8 with t5; expected w8a16 or w4a16", "--quantization w8a16"),
+        (
+            MIXTRAL,
+            {"quantization": "nvfp4", "trtllm_version": "1.2.1"},
+            "--quantization: nvfp4 with experts",
+            "--quantization w8a16, or none",
+        ),
+        (
+            T5,
+            {"quantization": "nvfp4", "trtllm_version": "1.2.1"},
+            "--quantization: nvfp4 with t5",
+            "--quantization w8a16",
+        ),
         (
             MIXTRAL,
             {"quantization": "w4a16_awq"},
@@ -291,6 +303,7 @@ def test_all_refusals_are_said_at_once() -> None:
         (LLAMA, {"quantization": "fp8_rowwise"}),
         (LLAMA, {"quantization": "fp8"}),
         (LLAMA, {"quantization": "int8_sq", "kv_cache": "int8"}),
+        (LLAMA, {"quantization": "nvfp4", "kv_cache": "fp8", "trtllm_version": "0.17.0"}),
         (LLAMA, {"quantization": "w8a16", "kv_cache": "int8", "calib_dataset": Path("text.txt")}),
         (LLAMA, {"pp": 3, "trtllm_version": "1.0.0"}),
         (MIXTRAL, {"quantization": "w4a16", "wo_layout": "sm80", "tp": 4, "moe_ep": 2}),

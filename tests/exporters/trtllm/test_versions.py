@@ -219,12 +219,15 @@ def test_layers_that_do_not_divide_are_refused_before_1_0() -> None:
         (90, "1.2.1", "w4a16_gptq", "float16", "deferred", 1),
         (100, "0.16.0", None, "float16", "deferred", 1),
         (100, "0.17.0", None, "float16", "deferred", 0),
+        (90, "1.2.1", "nvfp4", "float16", "deferred", 1),
+        (100, "0.17.0", "nvfp4", "float16", "deferred", 0),
+        (120, "1.2.1", "nvfp4", "float16", "deferred", 0),
     ],
 )
 def test_a_gpu_is_held_against_version_recipe_and_layout(
     sm: int, version: str, recipe: str | None, dtype: str, layout: str, refused: int
 ) -> None:
-    """Volta went with 0.15, Blackwell came with 0.17, FP8 needs SM89, the sm80 layout ends at SM89."""
+    """Volta went with 0.15, Blackwell came with 0.17, FP8 needs SM89, NVFP4 SM100; the sm80 layout ends at SM89."""
     problems = versions.check_gpu(sm, version, recipe=recipe, dtype=dtype, wo_layout=layout, kv_cache=None)
 
     assert len(problems) == refused
@@ -239,7 +242,7 @@ def test_recipes_are_found_by_their_algorithm() -> None:
     """config.json's quant_algo leads back to the recipe."""
     same = {name: name for name in versions.RECIPES} | {"int4_awq": "w4a16_awq"}
     assert {name: versions.recipe_of(recipe.algorithm) for name, recipe in versions.RECIPES.items()} == same
-    assert versions.recipe_of("NVFP4") is None
+    assert versions.recipe_of("FP8_BLOCK_SCALES") is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -100,3 +101,125 @@ def test_a_quantization_block_nobody_knows_is_refused(block: dict[str, Any], wor
     """Unknown recipes and keys, and values of the wrong type."""
     with pytest.raises(MismatchError, match=word):
         read_quantization({"quantization": block})
+
+
+# NVFP4
+
+E2M1 = ml_dtypes.float4_e2m1fn
+
+
+def test_nvfp4_is_read_as_ml_dtypes_means_it(tmp_path: Path) -> None:
+    """All 256 bytes: the value of each nibble, the low one first, times the block's scale, times the second one."""
+    packed = np.random.default_rng(3).permutation(np.arange(128 * 32) % 256).astype(np.uint8).reshape(128, 32)
+    scales = np.random.default_rng(4).integers(0, 127, (128, 4)).astype(np.uint8)
+    save_file(
+        {
+            "fc.weight": torch.from_numpy(packed),
+            "fc.weights_scaling_factor": torch.from_numpy(scales).view(torch.float8_e4m3fn),
+            "fc.weights_scaling_factor_2": torch.tensor([0.25]),
+            "fc.activation_scaling_factor": torch.tensor([1.0]),
+        },
+        tmp_path / "rank0.safetensors",
+    )
+
+    found = load_linear(
+        RankFile(tmp_path / "rank0.safetensors"),
+        "fc",
+        out=128,
+        inp=64,
+        dtype=torch.float16,
+        quantization=Quantization(algo="NVFP4"),
+        bias=False,
+        activations=False,
+        quantize=False,
+    )
+
+    nibbles = np.stack((packed & 15, packed >> 4), -1).reshape(128, 4, 16)
+    steps = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(0.25)
+    expected = nibbles.view(E2M1).astype(np.float32) * steps[..., None]
+    np.testing.assert_array_equal(found.weight.numpy(), expected.reshape(128, 64))
+
+
+def test_nvfp4_weights_are_rounded_as_ml_dtypes_does() -> None:
+    """Ties, zeros, and blocks beyond both ends of float8, in blocks of 16 with the largest weight's second scale."""
+    values = np.random.default_rng(5).integers(-24, 25, (8, 64)) / 4 * 2.0 ** np.arange(-14, 10, 3)[:, None]
+    values[0, :16] = 0
+    largest = np.float32(np.abs(values).max())
+
+    found = fake_quantized(
+        torch.from_numpy(values).bfloat16(), "NVFP4", group_size=16, column_parts=2, largest=float(largest)
+    )
+
+    second = largest / np.float32(6 * 448)
+    blocks = values.astype(ml_dtypes.bfloat16).astype(np.float32).reshape(8, 4, 16)
+    steps = np.abs(blocks).max(-1, keepdims=True) / (6 * second)
+    steps = np.clip(np.where(steps == 0, 1, steps), 2.0**-9, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    rounded = np.clip(blocks / (steps * second), -6, 6).astype(E2M1).astype(np.float32)
+    np.testing.assert_array_equal(found.numpy(), (rounded * (steps * second)).reshape(8, 64))
+
+
+def test_nvfp4_activations_have_a_scale_for_each_block(tmp_path: Path) -> None:
+    """Max / 6 of 16 inputs in multiples of the stored scale, as float8; where that is 0, the block is zeros."""
+    scale = 2.0**-4
+    x = np.random.default_rng(6).normal(size=(3, 128)).astype(np.float32)
+    x[0, :16] *= 2.0**-14
+    x[1, :16] *= 1000
+    identity = np.zeros((128, 64), np.uint8)
+    identity[np.arange(128), np.arange(128) // 2] = np.where(np.arange(128) % 2 == 0, 0x02, 0x20)
+    save_file(
+        {
+            "fc.weight": torch.from_numpy(identity),
+            "fc.weights_scaling_factor": torch.ones(128, 8).to(torch.float8_e4m3fn),
+            "fc.weights_scaling_factor_2": torch.tensor([1.0]),
+            "fc.activation_scaling_factor": torch.tensor([scale]),
+        },
+        tmp_path / "rank0.safetensors",
+    )
+
+    linear = load_linear(
+        RankFile(tmp_path / "rank0.safetensors"),
+        "fc",
+        out=128,
+        inp=128,
+        dtype=torch.float16,
+        quantization=Quantization(algo="NVFP4"),
+        bias=False,
+        activations=True,
+        quantize=False,
+    )
+
+    blocks = x.reshape(3, 8, 16)
+    steps = np.clip(np.abs(blocks).max(-1, keepdims=True) / np.float32(6) / np.float32(scale), 0, 448)
+    steps = steps.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(scale)
+    quotients = np.divide(blocks, steps, out=np.zeros_like(blocks), where=steps > 0)
+    expected = np.clip(quotients, -6, 6).astype(E2M1).astype(np.float32) * steps
+    np.testing.assert_array_equal(linear(torch.from_numpy(x)).numpy(), expected.reshape(3, 128))
+    assert expected[0, 0].tolist() == [0.0] * 16
+    assert np.abs(expected[1, 0]).max() == 6 * 448 * scale
+
+
+@pytest.mark.parametrize(("out", "inp"), [(192, 64), (128, 96)])
+def test_nvfp4_in_part_of_a_tile_is_refused(out: int, inp: int, tmp_path: Path) -> None:
+    """The loader interleaves scales of 128 outputs by 64 inputs, and takes no others."""
+    save_file(
+        {
+            "fc.weight": torch.zeros(out, inp // 2, dtype=torch.uint8),
+            "fc.weights_scaling_factor": torch.ones(out, inp // 16).to(torch.float8_e4m3fn),
+            "fc.weights_scaling_factor_2": torch.tensor([1.0]),
+            "fc.activation_scaling_factor": torch.tensor([1.0]),
+        },
+        tmp_path / "rank0.safetensors",
+    )
+
+    with pytest.raises(MismatchError, match="multiples of 128 and 64 for NVFP4"):
+        load_linear(
+            RankFile(tmp_path / "rank0.safetensors"),
+            "fc",
+            out=out,
+            inp=inp,
+            dtype=torch.float16,
+            quantization=Quantization(algo="NVFP4"),
+            bias=False,
+            activations=False,
+            quantize=False,
+        )

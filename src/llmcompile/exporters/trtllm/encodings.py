@@ -20,6 +20,7 @@ from llmcompile.transforms import Array, from_float32
 
 FP8 = BY_NAME["fp8_e4m3"]
 INT32 = BY_NAME["int32"]
+UINT8 = BY_NAME["uint8"]
 
 
 def _beside(name: str, ending: str) -> str:
@@ -305,6 +306,46 @@ def awq_measured(found: Measured | None, group_size: int, *, activations: bool) 
 
     columns = None if found is None else found.columns
     return replace(plain, name="int4 AWQ", start=start, tensors=tensors, columns=columns)
+
+
+FP4_STEPS = 6 * FP8_STEPS
+"""Largest float4_e2m1 times the largest scale of a block."""
+_FP4_OUTPUTS, _FP4_INPUTS = 128, 4 * quantization.NVFP4_BLOCK
+
+
+def fp4_measured(found: Measured | None) -> Encoding:
+    """NVFP4: uint8 (out, in / 2), two inputs in each; `weights_scaling_factor` float8_e4m3 (out, in / 16).
+
+    float32 `weights_scaling_factor_2` and `activation_scaling_factor`, one of each, are what blocks' scales are
+    multiplied by, those of weights and those that the runtime finds for the inputs. The loader interleaves the scales
+    of 128 outputs by 4 blocks, and takes no others.
+
+    Source: NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights, whose
+    result must have the shape it had) and cpp/tensorrt_llm/thop/fp4Op.cpp (which rounds both axes up).
+    """
+
+    def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
+        assert found is not None, "started before calibration"
+        kernel = quantization.Nvfp4(dtype, step_of(found.weights, FP4_STEPS))
+        return _Beside(kernel, (_single(step_of(found.inputs, FP4_STEPS)),))
+
+    def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
+        out, inp = shape
+        return (
+            TensorSpec(name, UINT8, (out, inp // 2)),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP8, (out, inp // quantization.NVFP4_BLOCK)),
+            TensorSpec(_beside(name, "weights_scaling_factor_2"), FP32, (1,)),
+            TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
+        )
+
+    def check(shape: Shape) -> Misfit | None:
+        for name, size, unit in (("outputs", shape[-2], _FP4_OUTPUTS), ("inputs", shape[-1], _FP4_INPUTS)):
+            if size % unit != 0:
+                reason = f"{size} {name} / {unit} = {size / unit:.2f}; NVFP4 needs a whole number"
+                return Misfit(reason, "--quantization fp8")
+        return None
+
+    return Encoding(name="NVFP4", rows=quantization.Nvfp4.ROWS, start=start, tensors=tensors, check=check)
 
 
 def fp8_requantized() -> Encoding:

@@ -25,6 +25,7 @@ from llmcompile.exporters.trtllm.rows import (
     encoder_decoder_rows,
 )
 from llmcompile.plan import Row
+from llmcompile.quantization import NVFP4_BLOCK
 from llmcompile.ranges import Measurement, Ranges
 
 FOLDER = "checkpoint/"
@@ -36,7 +37,7 @@ _PASSED_THROUGH = {"gptq": "w4a16_gptq", "awq": "w4a16_gptq", "fp8": "fp8"}
 """How the checkpoint comes quantized -> the recipe it is stored by. AutoAWQ's weights have zero points, which the form
 called AWQ has no place for and the form called GPTQ has; both compute the same product."""
 _GEMMAS = ("gemma", "gemma2")
-_NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise", "int8_sq", "int4_awq", "w4a8_awq")
+_NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 NO_PIPELINE = ("gptneox", "opt", "bloom", "mpt", "phi", "phi3", "gemma", "gemma2", *ENCODER_DECODER)
 """Families that refuse --pp above 1; config/ and `_refusals` say why."""
 
@@ -215,6 +216,7 @@ def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
         "int8_sq": "int8_smooth",
         "int4_awq": "awq_measured",
         "w4a8_awq": "awq_fp8",
+        "nvfp4": "fp4_measured",
     }
     if resolved.recipe in ("w8a16", "w4a16"):
         return "weight_only" if options.wo_layout == "sm80" else "deferred"
@@ -252,6 +254,8 @@ def _quantization(options: TrtllmOptions, resolved: Resolved) -> Mapping[str, An
         block["exclude_modules"] = ["lm_head"]
     elif recipe == "int8_sq":
         block["exclude_modules"] = ["lm_head"]
+    elif recipe == "nvfp4":
+        block |= {"group_size": NVFP4_BLOCK, "exclude_modules": ["lm_head"]}
     elif recipe == "fp8_rowwise":
         block["clamp_val"] = [-CLAMP, CLAMP]
         if options.release >= versions.META_RECIPE:

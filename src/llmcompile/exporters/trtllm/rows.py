@@ -23,7 +23,7 @@ from llmcompile.ranges import Ranges
 from llmcompile.transforms import Array, cast
 
 RANK = "rank{rank}.safetensors"
-MEASURED = ("fp8_measured", "int8_smooth", "awq_measured", "awq_fp8")
+MEASURED = ("fp8_measured", "int8_smooth", "awq_measured", "awq_fp8", "fp4_measured")
 """Kinds of a recipe that need calibration."""
 _LAYER = "transformer.layers.{layer}."
 _QKV = ("attn.q", "attn.k", "attn.v")
@@ -299,6 +299,8 @@ def _measured(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, une
             encoding = encodings.fp8_measured(found)
         elif recipe.kind == "int8_smooth":
             encoding = encodings.int8_smooth(found)
+        elif recipe.kind == "fp4_measured":
+            encoding = encodings.fp4_measured(found)
         else:
             encoding = encodings.awq_measured(found, recipe.group_size, activations=recipe.kind == "awq_fp8")
         yield Row(RANK, weights, tensor=f"{name}.weight", layer=layer, split=split, uneven=uneven, encoding=encoding)

@@ -101,8 +101,9 @@ RECIPES: Mapping[str, Recipe] = {
     "int8_sq": Recipe("W8A8_SQ_PER_CHANNEL", (0, 9), 75),
     "int4_awq": Recipe("W4A16_AWQ", (0, 9), 80),
     "w4a8_awq": Recipe("W4A8_AWQ", (0, 9), 89),
+    "nvfp4": Recipe("NVFP4", (0, 17), 100),
 }
-CALIBRATED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+CALIBRATED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 """Recipes that take calibration data where the weights come as floats."""
 KV_CACHES = ("fp8", "int8")
 KV_MEASURED: Release = (0, 17)

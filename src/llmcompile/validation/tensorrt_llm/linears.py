@@ -16,6 +16,8 @@ The table of one linear; square brackets for a third axis of experts:
     FP8_PER_CHANNEL_PER_TOKEN   fp8 N K                         per_channel_scale float32 N
     W8A8_SQ_PER_CHANNEL         int8 N K                        weights_scaling_factor N, activation_scaling_factor,
                                                                 prequant_scaling_factor K
+    NVFP4                       uint8 N K/2                     weights_scaling_factor fp8 N K/16,
+                                                                weights_scaling_factor_2 1, activation_scaling_factor 1
 
 Source: NVIDIA/TensorRT-LLM@v0.13.0:tensorrt_llm/quantization/layers.py, layers/moe.py (parameters of each class);
 NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_weights)
@@ -50,13 +52,23 @@ Source: NVIDIA/TensorRT-LLM@v0.13.0:cpp/tensorrt_llm/common/quantTypeUtils.cuh (
 _ROWWISE_CLAMP = (-1200.0, 1200.0)
 """Source: NVIDIA/TensorRT-LLM@v0.13.0:examples/llama/convert_checkpoint.py (clamp_val)."""
 
+_FP4_MAX, _FP4_BLOCK = 6.0, 16
+_FP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+"""By the three low bits of e2m1; the fourth is the sign."""
+_FP4_TILE = {"outputs": 128, "inputs": 4 * _FP4_BLOCK}
+"""What the loader interleaves scales by; it takes no matrix that is no whole number of such tiles.
+
+Source: NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights);
+cpp/tensorrt_llm/thop/fp4Op.cpp (NVFP4BlockScaleInterleave)
+"""
+
 _BLOCK_ELEMENTS = 1 << 18
 """Elements rounded at a time: 1 MiB in float32, which stays in cache (five times faster than 64 MiB)."""
 
 WEIGHT_ONLY_BITS: Mapping[str, int] = MappingProxyType({"W8A16": 8, "W4A16": 4})
 _AWQ = ("W4A16_AWQ", "W4A8_AWQ")
 _ROWWISE = "FP8_PER_CHANNEL_PER_TOKEN"
-_EXECUTED = (*WEIGHT_ONLY_BITS, "W4A16_GPTQ", *_AWQ, "FP8", _ROWWISE, "W8A8_SQ_PER_CHANNEL")
+_EXECUTED = (*WEIGHT_ONLY_BITS, "W4A16_GPTQ", *_AWQ, "FP8", _ROWWISE, "W8A8_SQ_PER_CHANNEL", "NVFP4")
 _WITH_EXPERTS = (*WEIGHT_ONLY_BITS, "FP8")
 _NOT_EXECUTED = (
     "W8A16_GPTQ",
@@ -68,7 +80,6 @@ _NOT_EXECUTED = (
     "W4A8_QSERVE_PER_CHANNEL",
     "FP8_BLOCK_SCALES",
     "INT8",
-    "NVFP4",
     "W4A8_NVFP4_FP8",
     "W4A8_MXFP4_FP8",
     "W4A8_MXFP4_MXFP8",
@@ -401,6 +412,13 @@ def _accepted(
         return {"weight": weight, "weights_scaling_factor": per_expert, "activation_scaling_factor": single}
     if algo == _ROWWISE:
         return {"weight": ((FP8, torch.int8), (out, inp)), "per_channel_scale": ((torch.float32,), (out,))}
+    if algo == "NVFP4":
+        return {
+            "weight": ((torch.uint8, torch.int8), (out, inp // 2)),
+            "weights_scaling_factor": ((FP8,), (out, inp // _FP4_BLOCK)),
+            "weights_scaling_factor_2": single,
+            "activation_scaling_factor": single,
+        }
     return {
         "weight": ((torch.int8,), (out, inp)),
         "weights_scaling_factor": ((torch.float32,), (out,)),
@@ -432,7 +450,7 @@ def load_linear(
         dtype: The `dtype` of config.json.
         quantization: The recipe.
         bias: Whether the linear has one.
-        activations: Whether a call quantizes its input as the runtime does (FP8, W4A8, W8A8).
+        activations: Whether a call quantizes its input as the runtime does (FP8, W4A8, W8A8, NVFP4).
         quantize: Whether deferred W8A16 and W4A16 weights are quantized, as the builder will; else used as stored.
         edge_layer: As in `is_quantized`.
 
@@ -546,7 +564,7 @@ def _check_exclusions(name: str, quantization: Quantization, quantized: bool) ->
 
 
 def _check_size(name: str, out: int, inp: int, quantization: Quantization, tensors: Mapping[str, Tensor]) -> None:
-    """Sizes the CUTLASS layout needs, per rank: K a multiple of 64, 32 bytes of packed outputs, whole groups.
+    """Sizes the CUTLASS layout needs, per rank: K a multiple of 64, 32 bytes of packed outputs, whole groups; or NVFP4.
 
     Weights that are left to the builder have no layout yet; whether it will take them is not for their numbers to say.
 
@@ -559,6 +577,8 @@ def _check_size(name: str, out: int, inp: int, quantization: Quantization, tenso
         outputs, inputs = 256 // WEIGHT_ONLY_BITS[algo], 64
     elif algo == "W4A16_GPTQ" or algo in _AWQ:
         outputs, inputs = 64, max(64, quantization.group_size)
+    elif algo == "NVFP4":
+        outputs, inputs = _FP4_TILE["outputs"], _FP4_TILE["inputs"]
     else:
         return
     if out % outputs != 0 or inp % inputs != 0:
@@ -584,6 +604,9 @@ def _dequantized(
         return _grouped(_nibbles(weight), _awq_scales(tensors, dtype), None)
     if algo == "W8A8_SQ_PER_CHANNEL":
         return weight.float().mul_(tensors["weights_scaling_factor"][:, None])
+    if algo == "NVFP4":
+        scales = tensors["weights_scaling_factor"].float() * tensors["weights_scaling_factor_2"]
+        return _fp4_matrix(weight.view(torch.uint8), scales)
     floats = weight.view(FP8).float()
     return floats.mul_(tensors["per_channel_scale"][:, None] if algo == _ROWWISE else tensors["weights_scaling_factor"])
 
@@ -663,6 +686,8 @@ def _rounding(tensors: Mapping[str, Tensor], columns: Tensor | None, quantizatio
     if "activation_scaling_factor" not in tensors:
         return None
     scale = tensors["activation_scaling_factor"].float()
+    if quantization.algo == "NVFP4":
+        return lambda x: _round_fp4_blocks(x, scale)
     rounded = _to_int8 if quantization.algo == "W8A8_SQ_PER_CHANNEL" else _to_fp8
     if columns is None:
         return lambda x: rounded(x / scale) * scale
@@ -688,6 +713,43 @@ def _to_fp8(x: Tensor) -> Tensor:
     return x.clamp(-_FP8_MAX, _FP8_MAX).to(FP8).float()
 
 
+def _to_fp4(x: Tensor) -> Tensor:
+    """Round to e2m1, halves to even, and saturate, as float32: steps of 1/2 below 2, of 1 below 4, of 2 above.
+
+    Source: PTX ISA, cvt.rn.satfinite.e2m1x2.f32
+    """
+    magnitude = x.abs()
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
+    return (x / step).round().mul_(step).clamp_(-_FP4_MAX, _FP4_MAX)
+
+
+def _fp4_matrix(packed: Tensor, scales_NG: Tensor) -> Tensor:
+    """Values of e2m1, two in each byte, the first in the low nibble, times their blocks' scales: (N, K), float32."""
+    out, half = packed.shape
+    result = torch.empty(out, 2 * half)
+    step = max(1, _BLOCK_ELEMENTS // max(1, half))
+    for start in range(0, out, step):
+        rows = packed[start : start + step]
+        nibbles = torch.stack((rows & 0xF, rows >> 4), -1).view(len(rows), -1, _FP4_BLOCK)
+        values = _FP4_VALUES[(nibbles & 7).long()] * scales_NG[start : start + step, :, None]
+        result[start : start + step] = torch.where(nibbles > 7, -values, values).flatten(1)
+    return result
+
+
+def _round_fp4_blocks(x: Tensor, scale: Tensor) -> Tensor:
+    """Activations in blocks of 16, each with a scale in e4m3 that is a multiple of the stored one.
+
+    A block's scale is max / 6 in units of `scale`, rounded and saturated; a block for which that is 0 becomes zeros.
+
+    Source: NVIDIA/TensorRT-LLM@2a0ce833a998:cpp/tensorrt_llm/kernels/quantization.cuh (cvt_warp_fp16_to_fp4),
+    whose reciprocals are approximate
+    """
+    blocks = x.reshape(*x.shape[:-1], -1, _FP4_BLOCK)
+    steps = _to_fp8(blocks.abs().amax(-1, keepdim=True) / _FP4_MAX / scale) * scale
+    rounded = _to_fp4(blocks / torch.where(steps == 0, 1.0, steps)) * steps
+    return rounded.flatten(-2)
+
+
 def _to_int8(x: Tensor) -> Tensor:
     """Round half to even and saturate, as float32."""
     return x.round().clamp_(-128, 127)
@@ -706,14 +768,14 @@ def fake_quantized(
 
     Args:
         weight: Shape (out, in), of the checkpoint's `dtype`, to which W8A16, W4A16 and AWQ scales are rounded.
-        quantization_algo: "W8A16", "W4A16", "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN", or with data "FP8", "W4A8_AWQ"
-            and "W8A8_SQ_PER_CHANNEL".
+        quantization_algo: "W8A16", "W4A16", "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN", or with data "FP8", "W4A8_AWQ",
+            "W8A8_SQ_PER_CHANNEL" and "NVFP4".
         group_size: Input columns that share a scale; for AWQ.
         column_parts: Tensor-parallel ranks a row-parallel linear is split over before it is quantized; 1 for others.
         columns: Shape (in,), float32: what the runtime multiplies each input by, and the weight is divided by; None for
             ones.
-        largest: Largest magnitude of all weights that share the second or only scale, after `columns`; for FP8 and
-            W4A8_AWQ.
+        largest: Largest magnitude of all weights that share the second or only scale, after `columns`; for FP8,
+            W4A8_AWQ and NVFP4.
 
     Returns:
         Shape (out, in), float32, what stands for the weight in a product with inputs as they are.
@@ -745,12 +807,26 @@ def _rounding_of_weights(
         return lambda rows: _round_rowwise(rows.float().clamp(*_ROWWISE_CLAMP))
     if algo == "W8A8_SQ_PER_CHANNEL":
         return lambda rows: _round_int8(rows, columns)
-    if largest is None or algo not in ("FP8", "W4A8_AWQ"):
+    if largest is None or algo not in ("FP8", "W4A8_AWQ", "NVFP4"):
         raise ValueError(f"quantization_algo must be known, with what it needs, got {algo!r}")
+    if algo == "NVFP4":
+        second = torch.tensor(largest) / (_FP4_MAX * _FP8_MAX) if largest > 0 else torch.tensor(1.0)
+        return lambda rows: _round_fp4_weights(rows, second)
     scale = torch.tensor(largest) / _FP8_MAX if largest > 0 else torch.tensor(1.0)
     if algo == "FP8":
         return lambda rows: _to_fp8(rows.float() / scale) * scale
     return lambda rows: _round_scaled_groups(rows, group_size, columns, scale)
+
+
+def _round_fp4_weights(rows: Tensor, second: Tensor) -> Tensor:
+    """Weights in blocks of 16; a block's scale is no less than e4m3's smallest, and 1 where all are zero.
+
+    Source: NVIDIA/TensorRT-Model-Optimizer@0.47.0:modelopt/torch/quantization/qtensor/nvfp4_tensor.py
+    """
+    blocks = rows.float().reshape(len(rows), -1, _FP4_BLOCK)
+    scale = blocks.abs().amax(-1, keepdim=True) / (_FP4_MAX * second)
+    steps = _to_fp8(torch.where(scale == 0, 1.0, scale).clamp_min(2.0**-9)) * second
+    return (_to_fp4(blocks / steps) * steps).flatten(-2)
 
 
 def _round_int8(rows: Tensor, columns: Tensor) -> Tensor:
