@@ -28,7 +28,7 @@ from llmcompile.exporters.neuron.tasks import ENCODERS
 from llmcompile.exporters.trtllm import config as configs
 from llmcompile.exporters.trtllm import layout as trtllm
 from llmcompile.exporters.trtllm.rows import ENCODER_DECODER, FAMILIES
-from llmcompile.packaging import manifest
+from llmcompile.packaging import manifest, recipe_report
 from llmcompile.packaging.target import KINDS
 from llmcompile.packaging.targets import TARGETS
 from llmcompile.validation.tensorrt_llm.config import _FAMILIES as NETWORKS
@@ -48,6 +48,7 @@ def pages() -> Mapping[Path, str]:
         DOCS / "cli.md": cli_page(),
         DOCS / "manifest.schema.json": json.dumps(manifest.schema(), indent=2) + "\n",
         DOCS / "package.schema.json": json.dumps(manifest.package_schema(), indent=2) + "\n",
+        DOCS / "quantize.schema.json": json.dumps(recipe_report.schema(), indent=2) + "\n",
         DOCS / "lint.md": lint_page(),
         README: with_table(
             with_table(README.read_text(encoding="utf-8"), support_table(), _SUPPORT), serving_table(), _SERVING

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmcompile import __version__
-from llmcompile.cli import build, export, lint, package, partition, rtx, stopping, variables, verify
+from llmcompile.cli import build, export, lint, package, partition, quantize, rtx, stopping, variables, verify
 from llmcompile.errors import OptionsError, collected
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.add_typer(export.app, name="export", callback=_group, add_help_option=False)
 app.add_typer(build.app, name="build", callback=_group, add_help_option=False)
 app.add_typer(partition.app, name="partition", callback=_group, add_help_option=False)
 app.add_typer(package.app, name="package", callback=_group, add_help_option=False)
+app.command("quantize")(quantize.quantize)
 app.command("lint")(lint.lint)
 app.command("verify")(verify.verify)
 

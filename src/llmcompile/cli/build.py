@@ -19,7 +19,7 @@ app = typer.Typer(help="Convert, quantize, validate and compile a model.", no_ar
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
-_DTYPES: Mapping[str, str | None] = {"auto": None, "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+DTYPE_WORDS: Mapping[str, str | None] = {"auto": None, "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 """Further words of --dtype: the converter's, and those of `partition ft`."""
 _RECIPE_FLAGS = (
     "use_weight_only",
@@ -845,7 +845,7 @@ def trtllm(
             ),
             tp=_tensor_parallel(tp, pp, world_size),
             pp=pp,
-            dtype=_DTYPES.get(dtype, dtype),
+            dtype=DTYPE_WORDS.get(dtype, dtype),
             quantization=quantized.quantization,
             wo_layout=wo_layout,
             group_size=quantized.group_size,

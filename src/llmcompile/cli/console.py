@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmcompile import __version__
-from llmcompile.cli import neuron_lines, rtx_lines, serving_lines
+from llmcompile.cli import neuron_lines, quantize_lines, rtx_lines, serving_lines
 from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
 
@@ -37,13 +37,15 @@ if TYPE_CHECKING:
     from llmcompile.exporters.options import BuildOptions
     from llmcompile.exporters.processes import Line
     from llmcompile.exporters.rtx.options import RtxOptions
+    from llmcompile.exporters.trtllm.comparison import QuantizeOptions
     from llmcompile.exporters.trtllm.options import TrtllmOptions
     from llmcompile.exporters.trtllm.toolchain import Toolchain
-    from llmcompile.packaging.manifest import Engine, Manifest, PackageManifest, Validation
+    from llmcompile.packaging.manifest import Engine, Manifest, PackageManifest, ReportManifest, Validation
     from llmcompile.packaging.target import Kind
     from llmcompile.pipeline import Job, Report, Start
     from llmcompile.pipeline.neuron import Export, Lowering
     from llmcompile.pipeline.packaging import PackageOptions, Packaging, Packed, Shortcut
+    from llmcompile.pipeline.quantizing import Compared, Comparison
     from llmcompile.pipeline.rtx import Build
     from llmcompile.validation.checks import Finding
 
@@ -72,6 +74,8 @@ class Console:
         self.export_plan: Export | None = None
         self.lowering_plan: Lowering | None = None
         self.rtx_plan: Build | None = None
+        self.comparison: Comparison | None = None
+        self.compared: Compared | None = None
         self._live: Status | None = None
         self._progress: str | None = None
         self._dry_run = False
@@ -226,6 +230,42 @@ class Console:
         rows = rtx_lines.rows(manifest, self.report, _took(self.report), _size)
         self._finish(rows, rtx_lines.kind(manifest.rtx), options.build)
 
+    def compare_recipes(self, options: QuantizeOptions) -> None:
+        """Plan and, unless this is a dry run, build and run every recipe."""
+        from llmcompile.pipeline import quantizing
+        from llmcompile.writing import work_path
+
+        self._dry_run = options.build.dry_run
+        plan = self.comparison = quantizing.prepare_comparison(options, self.report)
+        lines = quantize_lines.plan_lines(plan, _size)
+        if options.build.dry_run:
+            self._show_lines(lines, failed=plan.errors != ())
+            quantizing.refuse_comparison(plan)
+            return
+        quantizing.refuse_comparison(plan)
+        for line in lines:
+            self.say("plan", line)
+        self._resumable = work_path(options.build.output)
+        compared = self.compared = quantizing.compare_recipes(plan, self, self.report)
+        self._settle()
+        self._show_recipes(compared, options.build.model)
+        if compared.problems != []:
+            raise collected(MismatchError, compared.problems)
+        if self.json:
+            self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
+
+    def _show_recipes(self, compared: Compared, model: str) -> None:
+        if self.json or self.quiet:
+            return
+        self._out.print()
+        for number, line in enumerate(quantize_lines.table_lines(compared)):
+            self._out.print(Text(line, style="bold" if number < 2 else ""))
+        output = str(self.report.output)
+        mark = "[bold green]✓[/]" if compared.problems == [] else "[bold yellow]![/]"
+        self._out.print(f"\n{mark} [bold]{escape(output)}[/] compares {escape(compared.report.model)}")
+        for name, text in quantize_lines.rows(compared.report, model, output):
+            self._out.print(f"  [dim]{name:<9}[/] {escape(text)}")
+
     def list_tasks(self, model: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> None:
         """Print what a model can be exported for, and by which way."""
         from llmcompile.pipeline import neuron
@@ -265,6 +305,9 @@ class Console:
             with self.report.stage("bytes"):
                 record, problems = pipeline.verify(artifact)
             self.say("bytes", _bytes_line(record, problems), {"problems": len(problems)})
+            if isinstance(record, records.ReportManifest):
+                self._verified_report(artifact, record, problems, deep=deep)
+                return
             if isinstance(record, records.PackageManifest):
                 self._verified_package(artifact, record, problems, deep=deep)
                 return
@@ -312,6 +355,19 @@ class Console:
         self.say("artifact", f"     {' · '.join(words)}")
         if manifest.artifact is not None:
             self.say("artifact", _artifact_line(manifest.artifact))
+        if len(problems) > 0:
+            raise collected(MismatchError, problems)
+        self._result(f"[green]✓[/] {escape(str(path))} is what its manifest says")
+
+    def _verified_report(
+        self, path: Path, manifest: ReportManifest, problems: Sequence[Problem], *, deep: bool
+    ) -> None:
+        """The end of `verify` for what a command found out, whose bytes are all there is to check."""
+        if deep:
+            found = f"what llmcompile {manifest.report} found out"
+            raise OptionsError("--deep", found, "an artifact", f"verify its files: llmcompile verify {path}")
+        self._verified = {"artifact": str(path), "bytes": len(problems) == 0}
+        self.say("artifact", f"     llmcompile {manifest.report} · {manifest.source.model}")
         if len(problems) > 0:
             raise collected(MismatchError, problems)
         self._result(f"[green]✓[/] {escape(str(path))} is what its manifest says")
@@ -465,6 +521,12 @@ class Console:
 
         yield advance
 
+    def comparing(self, recipe: str, number: int, total: int, *, done: bool) -> None:
+        """Announce a recipe."""
+        self._settle()
+        kept = ", kept from the run before" if done else ""
+        self.say("recipe", f"{recipe} ({number} of {total}){kept}", {"recipe": recipe, "done": done})
+
     def validating(self, subject: str, ranks: int) -> None:
         """Announce the validation."""
         self._settle()
@@ -591,6 +653,7 @@ class Console:
             "rejected": None if report.rejected is None else str(report.rejected),
             "plan": self._plan(),
             "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+            "recipes": None if self.compared is None else quantize_lines.result_json(self.compared),
             "verified": self._verified,
             "tasks": self._tasks,
             "lint": self._linted,
@@ -604,6 +667,8 @@ class Console:
             return neuron_lines.plan_json(self.export_plan)
         if self.rtx_plan is not None:
             return rtx_lines.plan_json(self.rtx_plan)
+        if self.comparison is not None:
+            return quantize_lines.plan_json(self.comparison, _problems_json(self.comparison.errors))
         return None if self.job is None else _plan_json(self.job)
 
     def _result(self, text: str) -> None:
@@ -1108,7 +1173,7 @@ def _artifact_line(manifest: Manifest) -> str:
     return f"     {' · '.join(words)}"
 
 
-def _bytes_line(manifest: Manifest | PackageManifest, problems: Sequence[Problem]) -> str:
+def _bytes_line(manifest: Manifest | PackageManifest | ReportManifest, problems: Sequence[Problem]) -> str:
     total = sum(record.bytes for record in manifest.files)
     mark = "✓" if len(problems) == 0 else "x"
     return f" -[{mark}] {len(manifest.files)} files, {_size(total)}, against the manifest's sha256"

@@ -117,6 +117,11 @@ def open_artifact(path: Path) -> Artifact:
         if isinstance(manifest, records.PackageManifest):
             found = f"a package already, for {manifest.package.target}"
             raise CheckpointError(str(path), found, "an artifact", "package the artifact it was made from")
+        if isinstance(manifest, records.ReportManifest):
+            found = f"what llmcompile {manifest.report} found out"
+            raise CheckpointError(
+                str(path), found, "an artifact", "build the recipe you choose: llmcompile build trtllm"
+            )
         if manifest.rtx is not None:
             found = "an artifact for TensorRT for RTX, which no server here loads"
             hint = "serve OUTPUT/onnx with ONNX Runtime, or the engine with TensorRT for RTX"

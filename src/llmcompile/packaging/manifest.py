@@ -280,12 +280,26 @@ class PackageManifest(_Strict):
     notes: tuple[str, ...]
 
 
+class ReportManifest(_Strict):
+    """The record of what a command found out about a model, where that is not an artifact."""
+
+    schema_version: Literal[1] = 1
+    tool: Tool
+    report: Literal["quantize"]
+    source: Source
+    model: Model
+    options: Mapping[str, bool | int | float | str | None]
+    versions: Mapping[str, str] = Field(description="Python and every library that touched numbers.")
+    files: tuple[FileRecord, ...] = Field(description="Every file beside this one.")
+    notes: tuple[str, ...]
+
+
 def file_records(files: Iterable[tuple[str, Written]]) -> tuple[FileRecord, ...]:
     """Paths and finished files, in the order they come."""
     return tuple(FileRecord(path=path, bytes=written.size_bytes, sha256=written.sha256) for path, written in files)
 
 
-def to_bytes(manifest: Manifest | PackageManifest) -> bytes:
+def to_bytes(manifest: Manifest | PackageManifest | ReportManifest) -> bytes:
     """The manifest as it is stored: indented JSON with a final newline."""
     return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -294,25 +308,27 @@ def read(path: Path) -> Manifest:
     """Read and check an artifact's manifest.
 
     Raises:
-        CheckpointError: It is not there, is that of a package, or does not follow the schema.
+        CheckpointError: It is not there, is that of a package or of a report, or does not follow the schema.
     """
     manifest = read_any(path)
+    if isinstance(manifest, ReportManifest):
+        found = f"the manifest of what llmcompile {manifest.report} found out"
+        raise CheckpointError(str(path), found, "an artifact's", "pass an artifact, as build trtllm makes it")
     if isinstance(manifest, PackageManifest):
         found = f"the manifest of a package for {manifest.package.target}"
         raise CheckpointError(str(path), found, "an artifact's", "pass the artifact the package was made from")
     return manifest
 
 
-def read_any(path: Path) -> Manifest | PackageManifest:
-    """Read and check a manifest, an artifact's or a package's.
+def read_any(path: Path) -> Manifest | PackageManifest | ReportManifest:
+    """Read and check a manifest, an artifact's, a package's or a report's.
 
     Raises:
         CheckpointError: It is not there or does not follow the schema.
     """
     try:
         content = path.read_bytes()
-        kind = PackageManifest if _is_package(content) else Manifest
-        return kind.model_validate_json(content)
+        return _kind_of(content).model_validate_json(content)
     except OSError as error:
         raise CheckpointError(
             str(path), str(error.strerror), "a manifest written by llmcompile", "pass the artifact's folder"
@@ -332,13 +348,15 @@ def read_any(path: Path) -> Manifest | PackageManifest:
         ) from error
 
 
-def _is_package(content: bytes) -> bool:
-    """Whether a manifest is a package's; what is no JSON object is left to the schema to refuse."""
+def _kind_of(content: bytes) -> type[Manifest] | type[PackageManifest] | type[ReportManifest]:
+    """Whose manifest it is; what is no JSON object is left to the schema to refuse."""
     try:
         record = json.loads(content)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and "package" in record
+        return Manifest
+    if not isinstance(record, dict):
+        return Manifest
+    return PackageManifest if "package" in record else ReportManifest if "report" in record else Manifest
 
 
 def schema() -> dict[str, Any]:

@@ -16,8 +16,10 @@ from llmcompile.writing import MANIFEST, hash_file
 _RESTORE = "copy the artifact again from where it was built, or rebuild it"
 
 
-def verify(artifact: Path) -> tuple[records.Manifest | records.PackageManifest, list[Problem]]:
-    """Compare the files of an artifact, or of a package, with its manifest, byte for byte.
+def verify(
+    artifact: Path,
+) -> tuple[records.Manifest | records.PackageManifest | records.ReportManifest, list[Problem]]:
+    """Compare the files of an artifact, of a package or of a report, with its manifest, byte for byte.
 
     Returns:
         The manifest and every difference.

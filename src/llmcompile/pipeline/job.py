@@ -44,7 +44,7 @@ from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 if TYPE_CHECKING:
     from llmcompile.exporters.processes import Line
     from llmcompile.exporters.trtllm.toolchain import Toolchain
-    from llmcompile.validation.checks import Finding
+    from llmcompile.validation.checks import Finding, Quality
 
 BUDGET_BYTES = 256 << 20
 """Tensor data held at once unless --max-memory says otherwise; a larger tensor passes alone."""
@@ -158,6 +158,7 @@ class Job:
         toolchain: What builds the engine; None when none is asked for, or none was found.
         calibration: What calibration takes; None for a job without.
         data: What it is calibrated on; None for the built-in text, or for nothing.
+        scored: Whether a checkpoint that is not quantized is scored on a text as well.
     """
 
     options: Options
@@ -172,6 +173,7 @@ class Job:
     toolchain: Toolchain | None = None
     calibration: Calibration | None = None
     data: Data | None = None
+    scored: bool = False
 
     @property
     def files(self) -> int:
@@ -181,13 +183,14 @@ class Job:
 
 @dataclass
 class Report:
-    """What a run did; unlike the manifest it knows the time, the place and the machine."""
+    """What a run did; unlike the manifest it knows the time, the place and the machine, and all digits."""
 
     started: str
     stages: dict[str, float] = field(default_factory=dict)
     manifest: records.Manifest | None = None
     output: Path | None = None
     rejected: Path | None = None
+    quality: Quality | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -212,9 +215,16 @@ def prepare(options: Options, report: Report) -> Job:
         UnsupportedError: No family answers to it.
         NetworkError: The hub failed.
     """
-    build = options.build
     with report.stage("locate"):
-        located, checkpoint = _open(build)
+        located, checkpoint = open_source(options.build)
+    return prepare_opened(options, located, checkpoint, report)
+
+
+def prepare_opened(
+    options: Options, located: Located, checkpoint: Checkpoint, report: Report, *, scored: bool = False
+) -> Job:
+    """The same for a model that is located and whose headers are read; `scored` as in `Job`."""
+    build = options.build
     with report.stage("plan"):
         architecture = lookup(checkpoint.config, checkpoint.tensors)
         dims = architecture.dims(checkpoint.config)
@@ -232,7 +242,7 @@ def prepare(options: Options, report: Report) -> Job:
     errors = list(_obstacles(build, layout, plan, resources))
     with report.stage("locate"):
         data, wrong = _data(options, layout)
-    errors += [*later, *_text_errors(options, layout), *wrong, *_calibrator_errors(options, layout)]
+    errors += [*later, *_text_errors(options, layout, scored), *wrong, *_calibrator_errors(options, layout)]
     toolchain = None
     if len(layout.refusals) == 0:
         with report.stage("toolchain"):
@@ -253,6 +263,7 @@ def prepare(options: Options, report: Report) -> Job:
         toolchain=toolchain,
         calibration=calibration,
         data=data,
+        scored=scored,
     )
 
 
@@ -283,11 +294,11 @@ def _with_what_comes_later(options: Options, layout: Layout, plan: Plan) -> tupl
     return replace(layout, notes=(*layout.notes, note)), ()
 
 
-def _text_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:
+def _text_errors(options: Options, layout: Layout, scored: bool) -> Iterator[LlmCompileError]:
     """Why --eval-text cannot be scored: said before any work."""
     if not isinstance(options, TrtllmOptions) or options.eval_text is None or len(layout.refusals) > 0:
         return
-    if engine.contents(layout).recipe is None:
+    if engine.contents(layout).recipe is None and not scored:
         found = "given for a checkpoint that is not quantized, which is compared number by number"
         yield OptionsError("--eval-text", found, "--quantization", "drop --eval-text")
     try:
@@ -328,7 +339,7 @@ def _data(options: Options, layout: Layout) -> tuple[Data | None, tuple[LlmCompi
     return data, ()
 
 
-def _open(build: BuildOptions) -> tuple[Located, Checkpoint]:
+def open_source(build: BuildOptions) -> tuple[Located, Checkpoint]:
     """The model's headers; for a dry run without downloading its weights, where that is possible."""
     peeked = (
         peek(build.model, revision=build.revision, token=build.token, cache_dir=build.cache_dir)

@@ -57,6 +57,7 @@ def build(job: Job, view: View, report: Report) -> None:
         if options.validate:
             with report.stage("validate"):
                 validation = validating.of_job(job, work.path, view, overflow_accepted=overflowed, samples=samples)
+            report.quality = validation.quality
         built = None
         if job.toolchain is not None and (validation is None or validation.record.passed):
             assert isinstance(job.options, TrtllmOptions)

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Validated:
-    """What came of a validation: the manifest's record, and what disagrees."""
+    """What came of a validation: the manifest's record, what disagrees, and what a text says, with all digits."""
 
     record: records.Validation
     problems: list[Problem]
+    quality: Quality | None = None
 
 
 class Checks(Protocol):
@@ -97,6 +98,7 @@ def trtllm_subject(
     eval_text: Path | None,
     overflow_accepted: bool,
     calibration: Calibration | None = None,
+    scored: bool = False,
 ) -> trtllm.Subject:
     """What validation needs to know of a TensorRT-LLM checkpoint and its model."""
     from llmcompile.validation.trtllm import Subject
@@ -115,6 +117,7 @@ def trtllm_subject(
         eval_text=eval_text,
         overflow_accepted=overflow_accepted,
         calibration=calibration,
+        scored=scored,
     )
 
 
@@ -254,6 +257,7 @@ def job_subject(job: Job, folder: Path, *, overflow_accepted: bool, samples: Sam
         eval_text=job.options.eval_text,
         overflow_accepted=overflow_accepted,
         calibration=calibration,
+        scored=job.scored,
     )
 
 
@@ -318,14 +322,16 @@ def run(
         executor=checks.EXECUTOR,
         comparisons=comparisons,
         notes=tuple(notes),
-        quality=None if quality is None else _quality(quality),
+        quality=None if quality is None else quality_record(quality, digits=3),
     )
-    return Validated(record, problems)
+    return Validated(record, problems, quality)
 
 
-def _quality(found: Quality) -> records.Quality:
+def quality_record(found: Quality, *, digits: int) -> records.Quality:
+    """What a manifest says of it, in so many significant digits."""
+
     def rounded(value: float) -> float:
-        return float(f"{value:.3g}")
+        return float(f"{value:.{digits}g}")
 
     return records.Quality(
         text=found.text,
@@ -400,4 +406,4 @@ def with_checks(before: Validated, checks: Iterable[Check], view: View) -> Valid
     problems = [*before.problems, *problems_of(made)]
     comparisons = (*before.record.comparisons, *(item for check in made for item in _comparisons(check)))
     record = before.record.model_copy(update={"passed": len(problems) == 0, "comparisons": comparisons})
-    return Validated(record, problems)
+    return Validated(record, problems, before.quality)

@@ -113,6 +113,7 @@ class Subject:
         eval_text: Text for perplexity and top-1 agreement; None for a built-in one.
         overflow_accepted: Whether infinities made by the cast were accepted.
         calibration: What its scales were measured on; None where they were not, or that is not known.
+        scored: Whether a text is scored although nothing is quantized.
     """
 
     folder: Path
@@ -128,6 +129,7 @@ class Subject:
     eval_text: Path | None
     overflow_accepted: bool
     calibration: Calibration | None = None
+    scored: bool = False
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -291,7 +293,7 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         )
         if len(problems) > 0:
             raise collected(MismatchError, problems)
-        if subject.algorithm is not None and not subject.two_stacks:
+        if (subject.algorithm is not None or subject.scored) and not subject.two_stacks:
             yield from _quality(subject, oracle)
 
 
@@ -817,7 +819,7 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
         largest, worst = max(largest, scale(model)), max(worst, scale(model - logits))
     yield Quality(
         text=text,
-        recipe=str(subject.algorithm),
+        recipe=subject.dtype if subject.algorithm is None else subject.algorithm,
         tokens=total,
         perplexity_model=expected.perplexity,
         perplexity=found.perplexity,
