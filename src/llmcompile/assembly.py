@@ -153,7 +153,16 @@ def _encoders(step: Step, reader: Reader) -> list[Encoder]:
     if encoding is None:
         return []
     asides = [_values(piece, reader.read(piece.stored), encoding.fault) for piece in step.asides]
-    return [encoding.start(step.dtype, [*asides, *_columns(step, rank)]) for rank in range(len(step.files))]
+    return [
+        encoding.start(step.dtype, [*asides, *_columns(step, rank), *_experts(step)]) for rank in range(len(step.files))
+    ]
+
+
+def _experts(step: Step) -> list[Array]:
+    """What an encoding knows of the experts that the files share."""
+    assert step.row.encoding is not None
+    experts, count = step.row.encoding.experts, len(step.pieces) // max(1, len(step.row.roles))
+    return [] if experts is None else [experts[step.first_expert : step.first_expert + count]]
 
 
 def _columns(step: Step, rank: int) -> list[Array]:

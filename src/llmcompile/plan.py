@@ -104,6 +104,7 @@ class Encoding:
         fault: Values of an aside -> what is wrong with them; "" for nothing.
         columns: float32, one for each input of the whole matrix, before it is divided among ranks; each rank's share is
             handed to `start` behind the asides.
+        experts: One for each expert of the layer; those of a rank's experts are handed to `start`, the last.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Encoding:
     check: Callable[[Shape], Misfit | None] = lambda shape: None
     fault: Callable[[Array], str] = lambda values: ""
     columns: Array | None = None
+    experts: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -300,6 +302,7 @@ class Step:
         tensors: What the step adds to each file, in order; empty when the files hold nothing else.
         asides: Where the row's asides lie.
         operands: Where the operands of the row's `combine` lie.
+        first_expert: The first of the layer's experts that the files share, for a row about experts.
     """
 
     row: Row
@@ -312,6 +315,7 @@ class Step:
     tensors: tuple[TensorSpec, ...] = ()
     asides: tuple[Piece, ...] = ()
     operands: tuple[tuple[Piece, ...], ...] = ()
+    first_expert: int = 0
 
     @property
     def position(self) -> tuple[str, int]:
@@ -891,7 +895,8 @@ class _Joiner:
         if row.encoding is not None:
             tensors = row.encoding.tensors(name, shape, dtype)
         size = sum(tensor.size_bytes for tensor in tensors)
-        return Step(row, pieces, files, dtype, self.dtype, size, ranks, tensors, asides, operands)
+        first = ep * len(pieces) // len(row.roles) if row.experts else 0
+        return Step(row, pieces, files, dtype, self.dtype, size, ranks, tensors, asides, operands, first)
 
     def problems(self, *, later: bool) -> Iterator[_Finding]:
         """Matrices that cannot be packed, here or `later`, with the degrees that suit all, and what else would help."""

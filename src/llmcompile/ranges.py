@@ -7,23 +7,43 @@ Shape suffixes: C input channels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 
 from llmcompile.transforms import Array
 
+STACKS = ("encoder.", "decoder.")
+"""What the groups of a model with two stacks begin with; layers of each are counted from 0."""
+_BLOCKS: Mapping[str, tuple[str, ...]] = {
+    "attn.qkv": ("attn.q", "attn.k", "attn.v"),
+    "attn.o": ("attn.o",),
+    "cross.qkv": ("cross.q", "cross.k", "cross.v"),
+    "cross.o": ("cross.o",),
+    "mlp.in": ("mlp.gate", "mlp.up"),
+    "mlp.down": ("mlp.down",),
+    "experts.in": ("experts.gate", "experts.up"),
+    "experts.down": ("experts.down",),
+    "shared.in": ("shared.gate", "shared.up"),
+    "shared.down": ("shared.down",),
+}
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "attn.qkv": ("attn.q", "attn.k", "attn.v"),
-        "attn.o": ("attn.o",),
-        "mlp.in": ("mlp.gate", "mlp.up"),
-        "mlp.down": ("mlp.down",),
+        f"{stack}{group}": tuple(f"{stack}{role}" for role in roles)
+        for stack in ("", *STACKS)
+        for group, roles in _BLOCKS.items()
     }
 )
-"""Group -> roles of its linear layers; all of them read one input."""
+"""Group -> roles of its linear layers, which have one range of inputs: all experts of a layer are one group.
+
+Cross attention reads two things, the decoder's states and what the encoder gives, through one fused layer.
+"""
 GROUP_OF: Mapping[str, str] = MappingProxyType({role: group for group, roles in GROUPS.items() for role in roles})
+CACHED: Mapping[str, str] = MappingProxyType(
+    {"attn.q": "", "attn.k": "", "attn.v": "", "attn.q_norm": "attn.q", "attn.k_norm": "attn.k"}
+)
+"""Role of what gives a query, key or value -> the one whose output it replaces; "" for a linear layer."""
 
 SMOOTHING = 0.5
 """Exponent of SmoothQuant: how much of the inputs' range the weights take over.
@@ -61,11 +81,13 @@ class Measured:
         weights: Largest magnitude of a weight of the artifact's type, divided by its channel's factor.
         columns: Shape (C,), float32: what each input channel is multiplied by before it is quantized, of values that
             the artifact's type holds; None where channels are left as they are.
+        experts: `weights` of each expert, float32 of shape (experts,); None for a group of other layers.
     """
 
     inputs: float
     weights: float
     columns: Array | None = None
+    experts: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +97,12 @@ class Ranges:
     Attributes:
         linears: (layer, group) -> its figures.
         cache: Layer -> largest magnitude of a query, key or value.
+        unreached: Layer -> experts that no token was sent to; layers without any are left out.
     """
 
     linears: Mapping[tuple[int, str], Measured]
     cache: Mapping[int, float]
+    unreached: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def of(self, layer: int, role: str) -> Measured:
         """The figures of the group that a linear layer belongs to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 import models
 from llmcompile.architectures import lookup
 from llmcompile.calibration.layers import Layers
-from llmcompile.calibration.measuring import LayerRanges, measure_layer
+from llmcompile.calibration.measuring import LayerRanges, Places, measure_layer
 from llmcompile.errors import CheckpointError
 from llmcompile.ranges import GROUP_OF, Measurement, search_columns, smoothing_columns
 from llmcompile.validation.checks import StoredWeights
@@ -41,22 +42,36 @@ TABLES: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
 TOKENS = torch.arange(4 * 12).reshape(4, 12) * 5 % models.VOCAB
 
 
-def measured(folder: Path, family: str, measurement: Measurement, dtype: torch.dtype) -> list[LayerRanges]:
+def measured(
+    folder: Path, family: str, measurement: Measurement, dtype: torch.dtype, tokens: Tensor = TOKENS
+) -> list[LayerRanges]:
     """Both layers, in batches of three samples and one."""
     weights = StoredWeights([folder / "model.safetensors"])
     layers = Layers(folder, weights)
     architecture = lookup(json.loads((folder / "config.json").read_text()))
     located = architecture.locate(weights.names())
     groups: dict[str, str] = {}
+    experts: dict[str, int] = {}
+    cached: list[str] = []
     for tensor in architecture.tensors:
-        group = GROUP_OF.get(tensor.roles[0].removesuffix(".weight"))
-        if group is not None:
-            groups |= {located[name]: group for layer in (0, 1) if (name := tensor.name_at(layer, None)) in located}
-    batches = [layers.embed(batch) for batch in (TOKENS[:3], TOKENS[3:])]
+        role = tensor.roles[0].removesuffix(".weight")
+        for layer, expert in product((0, 1), range(4) if "{expert}" in tensor.name else (None,)):
+            name = located.get(tensor.name_at(layer, expert), "")
+            if role in GROUP_OF and name != "":
+                groups[name] = GROUP_OF[role]
+            if role in ("attn.q", "attn.k", "attn.v", "attn.q_norm", "attn.k_norm") and name != "":
+                cached.append(name)
+            if expert is not None:
+                experts[name] = expert
+    normed = any("norm" in name for name in cached)
+    places = Places(
+        groups, experts, [name for name in cached if not (normed and name.endswith(("q_proj.weight", "k_proj.weight")))]
+    )
+    batches = [layers.embed(batch) for batch in (tokens[:3], tokens[3:])]
     found = []
     for layer in (0, 1):
         after: list[Tensor] = []
-        arguments: dict[str, Any] = {"weights": weights, "group_of": groups.get, "measurement": measurement}
+        arguments: dict[str, Any] = {"weights": weights, "places": places, "measurement": measurement}
         found.append(
             measure_layer(layers, layer, batches, dtype=dtype, total_tokens=48, done=after.append, **arguments)
         )
@@ -174,6 +189,110 @@ def test_the_search_finds_the_least_error(tmp_path: Path) -> None:
         best = int(np.argmin(errors))
         assert np.allclose(columns, tried[best], rtol=1e-2)
         assert errors[best] < 0.9 * errors[0]
+
+
+# Experts
+
+MIXTRAL = ("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
+QWEN = ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
+ROUTED = {"mixtral": MIXTRAL, "qwen2_moe": QWEN, "qwen3_moe": QWEN}
+
+
+def watched(model: Any, tokens: Tensor) -> dict[str, Tensor]:
+    """Path -> every input of a linear layer, (tokens, C); layers that nothing was sent to are left out."""
+    inputs: dict[str, list[Tensor]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+
+            def look(module: Any, given: Any, path: str = path) -> None:
+                inputs.setdefault(path, []).append(given[0].flatten(0, -2))
+
+            module.register_forward_pre_hook(look)
+    with torch.inference_mode():
+        model(tokens)
+    found = {path: torch.cat(parts) for path, parts in inputs.items()}
+    return {path: x for path, x in found.items() if len(x) > 0}
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_experts_share_their_inputs_range_and_have_their_weights_own(family: str, tmp_path: Path) -> None:
+    """Those that no token was sent to are named, and have the range of their weights like the others."""
+    tokens = torch.full((4, 1), 3)
+    folder, model = models.save(family, tmp_path), models.build(family)
+    inputs, (block, names) = watched(model, tokens), ROUTED[family]
+
+    found = measured(folder, family, Measurement(), torch.bfloat16, tokens)
+
+    idle = 0
+    for layer in (0, 1):
+        paths = [f"model.layers.{layer}.{block}.experts.{expert}" for expert in range(4)]
+        weights = [
+            {part: model.get_parameter(f"{path}.{name}.weight").detach().bfloat16() for part, name in names.items()}
+            for path in paths
+        ]
+        for group, parts in (("experts.in", ("gate", "up")), ("experts.down", ("down",))):
+            mine = found[layer].linears[group]
+            reached = [inputs[f"{path}.{names[parts[0]]}"] for path in paths if f"{path}.{names[parts[0]]}" in inputs]
+            assert mine.inputs == pytest.approx(max(float(x.abs().max()) for x in reached), rel=1e-5)
+            assert mine.experts is not None
+            assert mine.experts.tolist() == [max(float(one[part].abs().max()) for part in parts) for one in weights]
+            assert mine.weights == max(mine.experts.tolist())
+        unreached = tuple(e for e, path in enumerate(paths) if f"{path}.{names['gate']}" not in inputs)
+        assert found[layer].unreached == unreached
+        idle += len(unreached)
+        if family == "qwen2_moe":
+            x = inputs[f"model.layers.{layer}.mlp.shared_expert.down_proj"]
+            assert found[layer].linears["shared.down"].inputs == pytest.approx(float(x.abs().max()), rel=1e-5)
+    assert idle > 0
+
+
+def test_the_search_weighs_each_expert_on_its_own_tokens(tmp_path: Path) -> None:
+    """One set of factors for all experts of a layer: the one with the least error of all their outputs together."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    model = models.build("mixtral", config=sizes)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight[:4] *= 40
+    model.save_pretrained(tmp_path)
+    inputs = watched(model, TOKENS)
+
+    found = measured(tmp_path, "mixtral", Measurement(columns="search", group_size=32), torch.bfloat16)
+
+    for layer in (0, 1):
+        paths = [f"model.layers.{layer}.block_sparse_moe.experts.{expert}" for expert in range(4)]
+        sent = {path: inputs[f"{path}.w1"].numpy() for path in paths if f"{path}.w1" in inputs}
+        means = np.abs(np.concatenate([*sent.values()])).mean(axis=0, dtype=np.float64).astype(np.float32)
+        tried = [torch.from_numpy(columns).bfloat16().float().numpy() for columns in search_columns(means)]
+        errors = [0.0] * len(tried)
+        for path, x in sent.items():
+            for name in ("w1", "w3"):
+                weights = model.get_parameter(f"{path}.{name}.weight").detach().bfloat16().float().numpy()
+                for step, columns in enumerate(tried):
+                    moved = (rounded(weights / columns, 32) * columns - weights) @ x.T
+                    errors[step] += float((moved**2).sum())
+        columns = found[layer].linears["experts.in"].columns
+        assert columns is not None
+        assert np.allclose(columns, tried[int(np.argmin(errors))], rtol=1e-2)
+
+
+def test_what_norms_make_of_keys_is_what_is_cached(tmp_path: Path) -> None:
+    """Qwen 3: the largest of the normalised queries and keys, and of the values."""
+    folder, model = models.save("qwen3", tmp_path), models.build("qwen3")
+    largest = {0: 0.0, 1: 0.0}
+    for layer in largest:
+        for name in ("q_norm", "k_norm", "v_proj"):
+
+            def look(module: Any, given: Any, output: Tensor, layer: int = layer) -> None:
+                largest[layer] = max(largest[layer], float(output.abs().max()))
+
+            model.model.layers[layer].self_attn.get_submodule(name).register_forward_hook(look)
+    with torch.inference_mode():
+        model(TOKENS)
+
+    found = measured(folder, "qwen3", Measurement(linears=False, cache=True), torch.float16)
+
+    assert [one.cache for one in found] == pytest.approx([largest[0], largest[1]], rel=1e-5)
+    assert [one.linears for one in found] == [{}, {}]
 
 
 def test_an_activation_that_is_no_number_is_an_error(tmp_path: Path) -> None:

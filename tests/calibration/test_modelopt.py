@@ -20,7 +20,7 @@ import models
 from llmcompile.architectures import lookup
 from llmcompile.calibration import modelopt
 from llmcompile.calibration.layers import Layers
-from llmcompile.calibration.measuring import LayerRanges, measure_layer
+from llmcompile.calibration.measuring import LayerRanges, Places, measure_layer
 from llmcompile.errors import CheckpointError, ToolchainError
 from llmcompile.ranges import GROUP_OF, Measurement
 from llmcompile.validation.checks import StoredWeights
@@ -101,7 +101,8 @@ def measured(
             groups |= {located[name]: group for layer in (0, 1) if (name := tensor.name_at(layer, None)) in located}
     states = [layers.embed(batch) for batch in torch.chunk(TOKENS, batches)]
     found = []
-    arguments: dict[str, Any] = {"weights": weights, "group_of": groups.get, "measurement": MEASUREMENTS[recipe]}
+    places = Places(groups, cached=[name for name, group in groups.items() if group == "attn.qkv"])
+    arguments: dict[str, Any] = {"weights": weights, "places": places, "measurement": MEASUREMENTS[recipe]}
     for layer in (0, 1):
         after: list[Tensor] = []
         more = {"dtype": dtype, "done": after.append, **arguments}

@@ -6,6 +6,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 WIDE = {
     **dict.fromkeys(("n_embd", "n_inner", "hidden_size", "intermediate_size", "ffn_dim", "ffn_hidden_size"), 128),
-    **dict.fromkeys(("word_embed_proj_dim", "d_model"), 128),
+    **dict.fromkeys(("word_embed_proj_dim", "d_model", "moe_intermediate_size"), 128),
+    **dict.fromkeys(("shared_expert_intermediate_size",), 256),
     "head_dim": 32,
 }
 """Sizes that two ranks can hold in groups of 64."""
@@ -33,8 +35,8 @@ FAMILIES = (
     *("bloom", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "starcoder2"),
 )
 RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
-BEYOND_NORMS = ("qwen3",)
-"""Families without an INT8 cache."""
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
+"""Families with experts, of which two recipes load."""
 
 
 def save(family: str, folder: Path, **config: Any) -> Path:
@@ -85,7 +87,7 @@ def test_every_family_is_calibrated_and_validated(
 ) -> None:
     """Two ranks and one, recipe by recipe, with a cache of 8 bits: outputs and scales are the model's."""
     for number, recipe in enumerate(RECIPES):
-        cache = "fp8" if family in BEYOND_NORMS else ("int8", "fp8")[number % 2]
+        cache = ("int8", "fp8")[number % 2]
         command = arguments(model(family), data, recipe, "--kv-cache", cache, "--tp", 2 - number % 2)
 
         result = run(*command, tmp_path / recipe)
@@ -104,6 +106,55 @@ def test_every_family_is_calibrated_as_nvfp4(family: str, data: Path, run: Run, 
     config = json.loads((tmp_path / "out" / "checkpoint" / "config.json").read_text())
     block = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
     assert config["quantization"] == block
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_every_family_with_experts_is_calibrated_and_validated(
+    family: str, model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Whole on one rank, divided by width, and divided by experts."""
+    for number, (recipe, degrees) in enumerate(product(("fp8", "int4_awq"), ((1, 1), (2, 1), (2, 2)))):
+        ranks = ("--tp", degrees[0], *(("--moe-ep", 2) if degrees[1] > 1 else ()))
+        command = arguments(model(family), data, recipe, "--kv-cache", ("int8", "fp8")[number % 2], *ranks)
+
+        result = run(*command, tmp_path / f"{number}")
+
+        assert result.code == 0, f"{recipe} {degrees}: {result.err}"
+
+
+def test_each_expert_has_its_scale_wherever_it_lies(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """1 / 448 of the largest weight of gate and up together, and of down: float32 (experts, 1); one for all inputs."""
+    run(*arguments(model("mixtral"), data, "fp8", "--tp", 2, "--moe-ep", 2), tmp_path / "out")
+
+    weights = load_file(model("mixtral") / "model.safetensors")
+    ranks = [load_file(tmp_path / "out" / "checkpoint" / f"rank{rank}.safetensors") for rank in (0, 1)]
+    for layer, expert in product((0, 1), range(4)):
+        name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
+        largest = {part: float(weights[f"{name}.{part}.weight"].abs().max()) for part in ("w1", "w2", "w3")}
+        for module, value in (("fc", max(largest["w1"], largest["w3"])), ("proj", largest["w2"])):
+            prefix = f"transformer.layers.{layer}.mlp.{module}"
+            found = ranks[expert // 2][f"{prefix}.weights_scaling_factor"]
+            assert (found.dtype, tuple(found.shape)) == (torch.float32, (2, 1))
+            assert float(found[expert % 2, 0]) == float(np.float32(value) / np.float32(448))
+            assert [tuple(rank[f"{prefix}.activation_scaling_factor"].shape) for rank in ranks] == [(1,), (1,)]
+    assert json.loads((tmp_path / "out" / "checkpoint" / "config.json").read_text())["quantization"] == {
+        "quant_algo": "FP8"
+    }
+
+
+def test_experts_without_a_token_are_counted_in_a_note(model: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    """Two tokens reach four experts of eight at most; the artifact is valid all the same."""
+    data = tmp_path / "few.jsonl"
+    data.write_text(json.dumps({"input_ids": [3, 3]}))
+
+    result = run(*arguments(model("mixtral"), data, "fp8"), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    notes = " ".join(json.loads((tmp_path / "out" / "llmcompile.json").read_text())["notes"])
+    assert "no token of the calibration reached " in notes
+    assert " of 8 experts: their weights have their own range" in notes
 
 
 def test_stages_have_their_own_layers_scales(
@@ -220,9 +271,10 @@ class Stopped(BaseException):
     """What ends a run in the middle."""
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int4_awq"])
+@pytest.mark.parametrize(("family", "recipe"), [("llama_gqa", "fp8"), ("llama_gqa", "int4_awq"), ("mixtral", "fp8")])
 @pytest.mark.parametrize("stop", [0, 1])
 def test_a_stopped_calibration_goes_on_at_its_layer(
+    family: str,
     recipe: str,
     stop: int,
     model: Callable[[str], Path],
@@ -232,7 +284,7 @@ def test_a_stopped_calibration_goes_on_at_its_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Layers that were measured are not run again, and the artifact is that of one run."""
-    command = arguments(model("llama_gqa"), data, recipe, "--no-validate")
+    command = arguments(model(family), data, recipe, "--no-validate")
     run(*command, tmp_path / "whole")
     ran: list[int] = []
     original = Layers.run
@@ -405,12 +457,15 @@ def test_metas_files_are_calibrated_by_their_own_names(recipe: str, data: Path, 
     assert set(record["cache"]) == {"0", "1"}
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "int4_awq"])
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [("llama_gqa", "fp8"), ("llama_gqa", "int8_sq"), ("llama_gqa", "int4_awq"), ("mixtral", "fp8")],
+)
 def test_one_matrix_is_in_memory_at_a_time(
-    recipe: str, data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, recipe: str, data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many layers there are: of what was read, never more lives than the largest matrix and a norm."""
-    folder = save("llama_gqa", tmp_path / "model", num_hidden_layers=5)
+    """However many layers and experts there are: of what was read, never more lives than a matrix and a norm."""
+    folder = save(family, tmp_path / "model", num_hidden_layers=5)
     live, most = {"bytes": 0}, [0]
     original = Reader.read
 

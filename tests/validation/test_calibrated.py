@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 SIZES = {"hidden_size": 128, "intermediate_size": 128}
 TILES = {"hidden_size": 256, "intermediate_size": 256}
 """Of NVFP4's scales: 128 outputs by 64 inputs on each rank."""
+WIDE: Mapping[str, Mapping[str, Any]] = {
+    "qwen2_moe": {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256}
+}
 TOKENS = np.random.default_rng(0).integers(0, models.VOCAB, (12, 16)).tolist()
 RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 
@@ -62,26 +66,28 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Callable[[str], Made]:
-    """`made(recipe)` is a validated artifact, made once; who breaks it restores it."""
-    known: dict[str, Made] = {}
+def made(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Callable[..., Made]:
+    """`made(recipe, family)` is a validated artifact, made once; who breaks it restores it."""
+    known: dict[tuple[str, str], Made] = {}
     root = tmp_path_factory.mktemp("made")
-    small = models.save("llama_gqa", root / "model", dtype="bfloat16", config=SIZES)
-    large = models.save("llama_gqa", root / "tiles", dtype="bfloat16", config=TILES)
+    sizes = {**dict.fromkeys(RECIPES, SIZES), "nvfp4": TILES}
     data = root / "tokens.jsonl"
     data.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in TOKENS))
 
-    def make(recipe: str) -> Made:
-        if recipe not in known:
+    def make(recipe: str, family: str = "llama_gqa") -> Made:
+        model = root / f"{family}-{sizes[recipe]['hidden_size']}"
+        if not model.exists():
+            models.save(family, model, dtype="bfloat16", config={**sizes[recipe], **WIDE.get(family, {})})
+        if (recipe, family) not in known:
             groups = ("--group-size", 64) if "awq" in recipe else ()
-            model = large if recipe == "nvfp4" else small
             start = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model, "--tp", 2, *groups)
             calibration = ("--calib-dataset", data, "--calib-seq-len", 16, "--kv-cache", "int8")
             command = (*start, *calibration, "--quantization", recipe)
-            result = run(*command, root / recipe)
+            output = root / f"{family}-{recipe}"
+            result = run(*command, output)
             assert result.code == 0, result.err
-            known[recipe] = Made(command, model, root / recipe / "checkpoint")
-        return known[recipe]
+            known[recipe, family] = Made(command, model, output / "checkpoint")
+        return known[recipe, family]
 
     return make
 
@@ -112,7 +118,7 @@ def after(made: Made, changes: Mapping[str, Tensor], rank: int = 0, **subject: A
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_each_wrong_scale_is_caught(recipe: str, made: Callable[[str], Made]) -> None:
+def test_each_wrong_scale_is_caught(recipe: str, made: Callable[..., Made]) -> None:
     """Every kind of scale of the last layer, a twentieth too large or too small, on the second rank alone."""
     artifact = made(recipe)
     tensors = load_file(artifact.folder / "rank1.safetensors")
@@ -129,8 +135,51 @@ def test_each_wrong_scale_is_caught(recipe: str, made: Callable[[str], Made]) ->
     assert survivors == []
 
 
+@pytest.mark.parametrize("recipe", ["fp8", "int4_awq"])
+def test_each_wrong_scale_of_experts_is_caught(recipe: str, made: Callable[..., Made]) -> None:
+    """Of one expert alone where each has its own, and of the expert that sees every token."""
+    artifact = made(recipe, "qwen2_moe")
+    tensors = load_file(artifact.folder / "rank1.safetensors")
+    names = [name for name in tensors if "layers.1.mlp" in name and name.endswith("_factor")]
+    assert len(names) == 8
+
+    survivors = []
+    for name, factor in product(names, (1.05, 0.95)):
+        wrong = tensors[name].float()
+        (wrong if "shared" in name else wrong[-1]).mul_(factor)
+        if after(artifact, {name: wrong.to(tensors[name].dtype)}, rank=1) == []:
+            survivors.append(f"{name} x {factor}")
+
+    assert survivors == []
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int4_awq"])
+def test_experts_in_another_order_are_caught(recipe: str, made: Callable[..., Made]) -> None:
+    """Their weights, or the scales of these."""
+    artifact = made(recipe, "qwen2_moe")
+    tensors = load_file(artifact.folder / "rank0.safetensors")
+    kinds = ("weight", "weights_scaling_factor")
+    names = [f"transformer.layers.0.mlp.{module}.{kind}" for module, kind in product(("fc", "proj"), kinds)]
+
+    def turned(found: Tensor) -> Tensor:
+        return found.view(torch.int8).roll(1, 0).view(found.dtype)
+
+    assert [name for name in names if after(artifact, {name: turned(tensors[name])}) == []] == []
+
+
+def test_experts_with_factors_of_their_own_are_caught(made: Callable[..., Made]) -> None:
+    """The runtime reads those of the first expert alone."""
+    name = "transformer.layers.0.mlp.proj.prequant_scaling_factor"
+    factors = load_file(made("int4_awq", "qwen2_moe").folder / "rank0.safetensors")[name].clone()
+    factors[2] = factors[2].roll(1)
+
+    found = after(made("int4_awq", "qwen2_moe"), {name: factors})
+
+    assert ["experts with other factors than the first" in text for text in found] == [True]
+
+
 @pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "nvfp4"])
-def test_each_wrong_weight_is_caught(recipe: str, made: Callable[[str], Made]) -> None:
+def test_each_wrong_weight_is_caught(recipe: str, made: Callable[..., Made]) -> None:
     """A tensor of quantized weights with its rows in another order."""
     artifact = made(recipe)
     tensors = load_file(artifact.folder / "rank0.safetensors")
@@ -163,7 +212,7 @@ def test_each_wrong_weight_is_caught(recipe: str, made: Callable[[str], Made]) -
 )
 @pytest.mark.parametrize("module", ["attention.dense", "mlp.gate"])
 def test_each_wrong_order_of_nvfp4_is_caught(
-    module: str, ending: str, change: Callable[[Tensor], Tensor], made: Callable[[str], Made]
+    module: str, ending: str, change: Callable[[Tensor], Tensor], made: Callable[..., Made]
 ) -> None:
     """Nibbles the other way round, signs, scales of the blocks beside, and scales that are interleaved already."""
     artifact, name = made("nvfp4"), f"transformer.layers.1.{module}.{ending}"
@@ -177,7 +226,7 @@ def test_each_wrong_order_of_nvfp4_is_caught(
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("module", ["attention.dense.activation_scaling_factor", "attention.kv_cache_scaling_factor"])
-def test_impossible_scales_are_caught_without_data(module: str, value: float, made: Callable[[str], Made]) -> None:
+def test_impossible_scales_are_caught_without_data(module: str, value: float, made: Callable[..., Made]) -> None:
     """Also where nobody knows what the checkpoint was calibrated on."""
     name = f"transformer.layers.0.{module}"
 
@@ -186,9 +235,7 @@ def test_impossible_scales_are_caught_without_data(module: str, value: float, ma
     assert [name in text and "a finite number above 0" in text for text in found] == [True]
 
 
-def test_part_of_the_data_bounds_scales_from_below(
-    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_part_of_the_data_bounds_scales_from_below(made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all samples can be afforded, a scale may be larger than theirs and never smaller."""
     monkeypatch.setattr(trtllm, "_MULTIPLICATIONS", 0)
     monkeypatch.setattr(trtllm, "_FEWEST_TOKENS", 32)
@@ -202,7 +249,7 @@ def test_part_of_the_data_bounds_scales_from_below(
     assert large == []
 
 
-def test_factors_that_ranks_do_not_share_are_caught(made: Callable[[str], Made]) -> None:
+def test_factors_that_ranks_do_not_share_are_caught(made: Callable[..., Made]) -> None:
     """What reads the whole input has the same factors on every rank."""
     name = "transformer.layers.0.attention.qkv.prequant_scaling_factor"
     factors = load_file(made("int8_sq").folder / "rank1.safetensors")[name]
@@ -233,6 +280,17 @@ def half_weights(patch: pytest.MonkeyPatch) -> None:
     def of(self: ranges.Ranges, layer: int, role: str) -> ranges.Measured:
         found = original(self, layer, role)
         return replace(found, weights=found.weights / 2)
+
+    patch.setattr(ranges.Ranges, "of", of)
+
+
+def turned_experts(patch: pytest.MonkeyPatch) -> None:
+    """One that gives each expert the next one's range."""
+    original = ranges.Ranges.of
+
+    def of(self: ranges.Ranges, layer: int, role: str) -> ranges.Measured:
+        found = original(self, layer, role)
+        return replace(found, experts=None if found.experts is None else np.roll(found.experts, 1))
 
     patch.setattr(ranges.Ranges, "of", of)
 
@@ -281,31 +339,35 @@ def whole_steps(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "fault"),
+    ("recipe", "family", "fault"),
     [
-        ("fp8", half_inputs),
-        ("int8_sq", half_inputs),
-        ("w4a8_awq", half_inputs),
-        ("nvfp4", half_inputs),
-        ("fp8", half_weights),
-        ("nvfp4", half_weights),
-        ("nvfp4", high_first),
-        ("nvfp4", whole_steps),
-        ("int8_sq", whole_columns),
-        ("int4_awq", whole_columns),
-        ("fp8", wrong_cache),
+        ("fp8", "llama_gqa", half_inputs),
+        ("int8_sq", "llama_gqa", half_inputs),
+        ("w4a8_awq", "llama_gqa", half_inputs),
+        ("nvfp4", "llama_gqa", half_inputs),
+        ("fp8", "llama_gqa", half_weights),
+        ("nvfp4", "llama_gqa", half_weights),
+        ("nvfp4", "llama_gqa", high_first),
+        ("nvfp4", "llama_gqa", whole_steps),
+        ("int8_sq", "llama_gqa", whole_columns),
+        ("int4_awq", "llama_gqa", whole_columns),
+        ("fp8", "llama_gqa", wrong_cache),
+        ("fp8", "qwen2_moe", half_inputs),
+        ("fp8", "qwen2_moe", turned_experts),
+        ("int4_awq", "qwen2_moe", whole_columns),
     ],
 )
 def test_a_writer_with_a_fault_ends_with_7(
     recipe: str,
+    family: str,
     fault: Callable[[pytest.MonkeyPatch], None],
-    made: Callable[[str], Made],
+    made: Callable[..., Made],
     run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The artifact is kept aside, and OUTPUT does not appear."""
-    command = made(recipe).command
+    command = made(recipe, family).command
     fault(monkeypatch)
 
     result = run(*command, tmp_path / "out")
@@ -326,7 +388,7 @@ def test_a_writer_with_a_fault_ends_with_7(
     ],
 )
 def test_verify_of_a_broken_scale_ends_with_7(
-    recipe: str, name: str, made: Callable[[str], Made], run: Run, tmp_path: Path
+    recipe: str, name: str, made: Callable[..., Made], run: Run, tmp_path: Path
 ) -> None:
     """Without the manifest and without the data."""
     artifact = made(recipe)
@@ -344,7 +406,7 @@ def test_verify_of_a_broken_scale_ends_with_7(
 # Arithmetic
 
 
-def test_quality_says_how_far_distributions_are_apart(made: Callable[[str], Made]) -> None:
+def test_quality_says_how_far_distributions_are_apart(made: Callable[..., Made]) -> None:
     """Kullback-Leibler divergence beside perplexity, in the line and in the manifest."""
     subject = made("fp8").subject()
     items = list(trtllm.validate(subject, atol=None, rtol=None, trust_remote_code=False))
@@ -394,6 +456,11 @@ def test_a_recipe_without_what_it_needs_is_our_bug(algo: str) -> None:
         ("gpt_neox.layers.2.attention.dense", (2, "attn.o")),
         ("transformer.blocks.0.ffn.up_proj", (0, "mlp.in")),
         ("model.layers.0.mlp.dense_4h_to_h", (0, "mlp.down")),
+        ("model.layers.5.block_sparse_moe.experts.7.w2", (5, "experts.down")),
+        ("model.layers.5.mlp.experts.7.up_proj", (5, "experts.in")),
+        ("model.layers.1.mlp.shared_expert.down_proj", (1, "shared.down")),
+        ("model.layers.1.mlp.shared_expert_gate", None),
+        ("model.layers.1.mlp.gate", None),
         ("lm_head", None),
         ("model.layers.0.input_layernorm", None),
     ],
@@ -408,4 +475,6 @@ def test_what_is_fused_shares_a_scale() -> None:
     assert siblings("model.layers.0.self_attn.k_proj.weight") == tuple(
         f"model.layers.0.self_attn.{letter}_proj.weight" for letter in "qkv"
     )
+    assert siblings("a.0.experts.3.w3.weight") == ("a.0.experts.3.w1.weight", "a.0.experts.3.w3.weight")
+    assert siblings("a.0.experts.3.w2.weight") == ("a.0.experts.3.w2.weight",)
     assert siblings("transformer.h.0.mlp.c_fc.weight") == ("transformer.h.0.mlp.c_fc.weight",)

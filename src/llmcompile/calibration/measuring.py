@@ -5,7 +5,7 @@ Shape suffixes: T tokens, C input channels, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llmcompile.calibration.layers import Layers
 from llmcompile.errors import CheckpointError
-from llmcompile.ranges import GROUPS, Measured, Measurement, search_columns, smoothing_columns
+from llmcompile.ranges import Measured, Measurement, search_columns, smoothing_columns
 from llmcompile.transforms import Array
 from llmcompile.validation.reference import Weights
 
@@ -58,19 +58,50 @@ class _Seen:
 
 @dataclass(frozen=True, eq=False)
 class LayerRanges:
-    """What was found in one layer: its groups of linear layers, and the largest of its queries, keys and values."""
+    """What was found in one layer.
+
+    Attributes:
+        linears: Its groups of linear layers.
+        cache: The largest of its queries, keys and values; None where that was not asked for.
+        unreached: Its experts that no token was sent to.
+    """
 
     linears: Mapping[str, Measured]
     cache: float | None
+    unreached: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tensors of the checkpoint belong, by their names in it.
+
+    Attributes:
+        groups: Weight of a linear layer -> its group.
+        experts: Weight of an expert -> the expert's number.
+        cached: Weights of what gives queries, keys and values as attention is handed them: linear layers, or the norms
+            behind them.
+    """
+
+    groups: Mapping[str, str]
+    experts: Mapping[str, int] = field(default_factory=dict)
+    cached: Collection[str] = ()
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A linear layer of a layer: its module, its weight's tensor in the checkpoint, and how that lies."""
+    """A linear layer of a layer.
+
+    Attributes:
+        module: Where it runs.
+        stored: Its weight's tensor in the checkpoint.
+        in_first: Whether that lies (in, out).
+        expert: The expert it belongs to; None for none.
+    """
 
     module: nn.Module
     stored: str
     in_first: bool
+    expert: int | None
 
 
 def measure_layer(
@@ -79,7 +110,7 @@ def measure_layer(
     batches: Iterable[Tensor],
     *,
     weights: Weights,
-    group_of: Callable[[str], str | None],
+    places: Places,
     measurement: Measurement,
     dtype: torch.dtype,
     total_tokens: int,
@@ -92,7 +123,7 @@ def measure_layer(
         layer: Its number.
         batches: Hidden states that go in, each of shape (samples, tokens, hidden).
         weights: The checkpoint.
-        group_of: Name of a tensor in the checkpoint -> the group of its linear layer; None for none.
+        places: Where the checkpoint's tensors belong; of each of its groups there must be a linear layer.
         measurement: What is asked for.
         dtype: The artifact's type, to which weights and factors are rounded.
         total_tokens: Of all batches.
@@ -101,25 +132,25 @@ def measure_layer(
     Raises:
         CheckpointError: An activation is not finite, or a group has no linear layer.
     """
-    matrices = _matrices(layers, layer, group_of)
-    seen = {group: _Seen() for group in matrices}
+    matrices = _matrices(layers, layer, places)
+    readers = {(group, matrix.expert): matrix.module for group, found in matrices.items() for matrix in found[::-1]}
+    seen = {place: _Seen() for place in readers}
     largest = {"cache": 0.0}
     searched = measurement.columns == "search"
     every = max(1, total_tokens // _SEARCHED_TOKENS) if searched else 0
 
-    def on_input(group: str, x: Tensor) -> None:
-        seen[group].add(x, sums=searched, every=every)
+    def on_input(place: _Place, x: Tensor) -> None:
+        if x.numel() > 0:
+            seen[place].add(x, sums=searched, every=every)
 
     def on_output(y: Tensor) -> None:
         largest["cache"] = max(largest["cache"], float(y.abs().amax()))
 
     hooks = []
     if measurement.linears:
-        hooks += [
-            found[0].module.register_forward_pre_hook(_first(on_input, group)) for group, found in matrices.items()
-        ]
+        hooks += [module.register_forward_pre_hook(_first(on_input, place)) for place, module in readers.items()]
     if measurement.cache:
-        hooks += [matrix.module.register_forward_hook(_last(on_output)) for matrix in matrices["attn.qkv"]]
+        hooks += [module.register_forward_hook(_last(on_output)) for module in _cached(layers, layer, places)]
     try:
         for hidden in batches:
             done(layers.run(layer, hidden))
@@ -130,24 +161,43 @@ def measure_layer(
     linears = {}
     if measurement.linears:
         linears = {
-            group: _measured(found, seen[group], weights=weights, measurement=measurement, dtype=dtype)
+            group: _measured(
+                found,
+                {expert: inputs for (of, expert), inputs in seen.items() if of == group and inputs.tokens > 0},
+                weights=weights,
+                measurement=measurement,
+                dtype=dtype,
+            )
             for group, found in matrices.items()
         }
-    return LayerRanges(linears, largest["cache"] if measurement.cache else None)
+    unreached = {expert for (_, expert), inputs in seen.items() if expert is not None and inputs.tokens == 0}
+    return LayerRanges(
+        linears,
+        largest["cache"] if measurement.cache else None,
+        tuple(sorted(unreached)) if measurement.linears else (),
+    )
 
 
-def _first(function: Callable[[str, Tensor], None], group: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda module, arguments: function(group, arguments[0])
+_Place = tuple[str, int | None]
+"""A group, and an expert where it is one of experts."""
+
+
+def _first(
+    function: Callable[[_Place, Tensor], None], place: _Place
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda module, arguments: function(place, arguments[0])
 
 
 def _last(function: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
     return lambda module, arguments, output: function(output)
 
 
-def _refuse_non_finite(layer: int, seen: Mapping[str, _Seen], cache: float) -> None:
-    wrong = [
-        group for group, found in seen.items() if found.largest_C is not None and not found.largest_C.isfinite().all()
-    ]
+def _refuse_non_finite(layer: int, seen: Mapping[_Place, _Seen], cache: float) -> None:
+    wrong = {
+        group: None
+        for (group, _), found in seen.items()
+        if found.largest_C is not None and not found.largest_C.isfinite().all()
+    }
     if len(wrong) > 0 or not np.isfinite(cache):
         subject = f"layer {layer}: {', '.join(wrong) if len(wrong) > 0 else 'keys and values'}"
         raise CheckpointError(
@@ -155,7 +205,14 @@ def _refuse_non_finite(layer: int, seen: Mapping[str, _Seen], cache: float) -> N
         )
 
 
-def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None]) -> dict[str, list[_Matrix]]:
+def _cached(layers: Layers, layer: int, places: Places) -> Iterable[nn.Module]:
+    """What gives the layer's queries, keys and values."""
+    for path, module in layers.modules[layer].named_modules():
+        if layers.stored.get(layers.name(layer, f"{path}.weight")) in places.cached:
+            yield module
+
+
+def _matrices(layers: Layers, layer: int, places: Places) -> dict[str, list[_Matrix]]:
     """The linear layers of each group, in the model's order."""
     found: dict[str, list[_Matrix]] = {}
     for path, module in layers.modules[layer].named_modules():
@@ -163,35 +220,52 @@ def _matrices(layers: Layers, layer: int, group_of: Callable[[str], str | None])
         if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
             continue
         stored = layers.stored[layers.name(layer, f"{path}.weight")]
-        group = group_of(stored)
+        group = places.groups.get(stored)
         if group is not None:
-            found.setdefault(group, []).append(_Matrix(module, stored, type(module).__name__ == "Conv1D"))
-    missing = [group for group in GROUPS if group not in found]
+            matrix = _Matrix(module, stored, type(module).__name__ == "Conv1D", places.experts.get(stored))
+            found.setdefault(group, []).append(matrix)
+    missing = [group for group in dict.fromkeys(places.groups.values()) if group not in found]
     if len(missing) > 0:
         raise CheckpointError(f"layer {layer}", f"no linear layer of {', '.join(missing)}", "one of each group")
     return found
 
 
 def _measured(
-    matrices: list[_Matrix], seen: _Seen, *, weights: Weights, measurement: Measurement, dtype: torch.dtype
+    matrices: list[_Matrix],
+    seen: Mapping[int | None, _Seen],
+    *,
+    weights: Weights,
+    measurement: Measurement,
+    dtype: torch.dtype,
 ) -> Measured:
-    assert seen.largest_C is not None
-    inputs_C = seen.largest_C.numpy()
-    weights_C = np.zeros_like(inputs_C)
+    """What becomes of a group; `seen` has its experts that some token reached, or None for other layers."""
+    found = [one.largest_C for one in seen.values() if one.largest_C is not None]
+    inputs_C: Array = torch.stack(found).amax(0).numpy()
+    weights_EC = {matrix.expert: np.zeros_like(inputs_C) for matrix in matrices}
     for matrix in matrices:
         for rows in _blocks(matrix, weights, dtype):
-            np.maximum(weights_C, rows.abs().amax(0).numpy(), out=weights_C)
+            largest = weights_EC[matrix.expert]
+            np.maximum(largest, rows.abs().amax(0).numpy(), out=largest)
+    weights_C = np.maximum.reduce([*weights_EC.values()])
     columns: Array | None = None
     if measurement.columns == "smooth":
         columns = _rounded(smoothing_columns(inputs_C, weights_C), dtype)
     elif measurement.columns == "search":
-        assert seen.sums_C is not None
-        means_C = (seen.sums_C / seen.tokens).float().numpy()
+        sums = [one.sums_C for one in seen.values() if one.sums_C is not None]
+        means_C = (torch.stack(sums).sum(0) / sum(one.tokens for one in seen.values())).float().numpy()
         tried = [_rounded(factors, dtype) for factors in search_columns(means_C)]
-        columns = _best(tried, matrices, torch.cat(seen.kept), weights, dtype, measurement.group_size)
-    if columns is None:
-        return Measured(float(inputs_C.max()), float(weights_C.max()))
-    return Measured(float((inputs_C * columns).max()), float((weights_C / columns).max()), columns)
+        kept = {expert: torch.cat(one.kept) for expert, one in seen.items()}
+        columns = _best(tried, matrices, kept, weights, dtype, measurement.group_size)
+    factors_C = np.ones_like(inputs_C) if columns is None else columns
+    experts = {
+        expert: float((largest / factors_C).max()) for expert, largest in weights_EC.items() if expert is not None
+    }
+    return Measured(
+        float((inputs_C * factors_C).max()),
+        float((weights_C / factors_C).max()),
+        columns,
+        np.array([experts[expert] for expert in sorted(experts)], np.float32) if len(experts) > 0 else None,
+    )
 
 
 def _rounded(columns_C: Array, dtype: torch.dtype) -> Array:
@@ -211,18 +285,23 @@ def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[T
 def _best(
     tried: list[Array],
     matrices: list[_Matrix],
-    kept_TC: Tensor,
+    kept: Mapping[int | None, Tensor],
     weights: Weights,
     dtype: torch.dtype,
     group_size: int,
 ) -> Array:
     """The factors with which rounding moves the outputs on the kept tokens least; the first of equals.
 
+    An expert is run on the tokens that were sent to it; one without any has no say.
+
     Source: Lin et al. 2023, AWQ, equation 4.
     """
     factors = [torch.from_numpy(columns) for columns in tried]
     losses = [0.0] * len(tried)
     for matrix in matrices:
+        if matrix.expert not in kept:
+            continue
+        kept_TC = kept[matrix.expert]
         for block in _blocks(matrix, weights, dtype):
             for rows in torch.split(block, max(1, _CACHED_ELEMENTS // block.shape[1])):
                 error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))

@@ -29,7 +29,9 @@ from torch.utils.hooks import RemovableHandle
 from llmcompile.calibration.layers import Layers
 from llmcompile.calibration.measuring import (
     LayerRanges,
+    Places,
     _blocks,
+    _cached,
     _first,
     _last,
     _matrices,
@@ -85,7 +87,7 @@ def measure_layer(
     *,
     recipe: str | None,
     weights: Weights,
-    group_of: Callable[[str], str | None],
+    places: Places,
     measurement: Measurement,
     dtype: torch.dtype,
     samples: int,
@@ -101,7 +103,7 @@ def measure_layer(
         batches: Hidden states that go in, each of shape (B, S, H).
         recipe: A name in `PRESETS`; None where only the cache is measured.
         weights: The checkpoint.
-        group_of: Name of a tensor in the checkpoint -> the group of its linear layer; None for none.
+        places: Where the checkpoint's tensors belong; of each of its groups there must be a linear layer.
         measurement: What is asked for.
         dtype: The artifact's type, to which weights and factors are rounded.
         samples: In all batches.
@@ -111,7 +113,7 @@ def measure_layer(
         CheckpointError: A weight or an activation is not finite, or a group has no linear layer.
         ToolchainError: modelopt stopped, or left a linear layer as it is.
     """
-    matrices = _matrices(layers, layer, group_of)
+    matrices = _matrices(layers, layer, places)
     _fill(layers, layer, weights)
     with _quietly(), torch.inference_mode():
         from modelopt.torch import quantization
@@ -122,18 +124,18 @@ def measure_layer(
         forward = _Forward(layers, layer, batches, samples=samples, done=done)
 
         # modelopt stops at what is no number too, but does not say where.
-        def on_input(group: str, x: Tensor) -> None:
-            seen[group].add(x, sums=False, every=0)
-            _refuse_non_finite(layer, {group: seen[group]}, 0.0)
+        def on_input(place: tuple[str, int | None], x: Tensor) -> None:
+            seen[place[0]].add(x, sums=False, every=0)
+            _refuse_non_finite(layer, {place: seen[place[0]]}, 0.0)
 
         def on_output(y: Tensor) -> None:
             _refuse_non_finite(layer, {}, float(y.abs().amax()))
             cache.collect(y)
 
         for group, found in matrices.items():
-            forward.hooks.append(found[0].module.register_forward_pre_hook(_first(on_input, group)))
-        for matrix in matrices["attn.qkv"] if measurement.cache else []:
-            forward.hooks.append(matrix.module.register_forward_hook(_last(on_output)))
+            forward.hooks.append(found[0].module.register_forward_pre_hook(_first(on_input, (group, None))))
+        for module in _cached(layers, layer, places) if measurement.cache else []:
+            forward.hooks.append(module.register_forward_hook(_last(on_output)))
         if measurement.linears:
             assert recipe is not None
             config = _config(getattr(quantization, PRESETS[recipe]), recipe, measurement.group_size)

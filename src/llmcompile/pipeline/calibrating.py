@@ -21,7 +21,7 @@ from llmcompile.exporters.trtllm.layout import make_layout
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline.job import BATCH_TOKENS, Job, View, planned, prevailing_dtype
-from llmcompile.ranges import GROUP_OF, GROUPS, Measured, Ranges
+from llmcompile.ranges import CACHED, GROUP_OF, GROUPS, Measured, Ranges
 from llmcompile.transforms import Array
 from llmcompile.writing import WorkDirectory
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llmcompile.calibration.data import Samples
-    from llmcompile.calibration.measuring import LayerRanges
+    from llmcompile.calibration.measuring import LayerRanges, Places
     from llmcompile.validation.checks import StoredWeights
     from llmcompile.validation.reference import Weights
 
@@ -107,6 +107,7 @@ def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Ca
     ranges = Ranges(
         {(layer, group): measured for layer in range(layers) for group, measured in found[layer].linears.items()},
         {layer: cache for layer in range(layers) if (cache := found[layer].cache) is not None},
+        {layer: found[layer].unreached for layer in range(layers) if len(found[layer].unreached) > 0},
     )
     assert isinstance(job.options, TrtllmOptions)
     layout = make_layout(
@@ -151,7 +152,7 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
                     states.write(embedded)
         if isinstance(weights, _Read):
             weights.drop()
-        groups = _groups(job, weights)
+        places = _places(job, weights)
         for layer in range(first, total):
             with _Writer(work, _states(layer + 1) if layer + 1 < total else "", samples, job.dims) as states:
                 found[layer] = measure(
@@ -159,7 +160,7 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
                     layer,
                     _read_states(work.path / _states(layer), batches, job.dims),
                     weights=weights,
-                    group_of=groups.get,
+                    places=places,
                     measurement=job.layout.measurement,
                     dtype=dtype,
                     done=states.write,
@@ -288,19 +289,35 @@ def _source(job: Job) -> Iterator[tuple[Path, Weights]]:
         yield Path(folder), meta
 
 
-def _groups(job: Job, weights: Weights) -> Mapping[str, str]:
-    """Tensor of the checkpoint, as transformers names it -> the group of its linear layer."""
+def _places(job: Job, weights: Weights) -> Places:
+    """Where the checkpoint's tensors belong, as transformers names them."""
+    from llmcompile.calibration.measuring import Places
+
     architecture = job.architecture
     if architecture.name == "meta_llama":
         architecture = next(other for other in ARCHITECTURES if other.name == "llama")
     located = architecture.locate(weights.names())
     groups: dict[str, str] = {}
+    experts: dict[str, int] = {}
+    cached: dict[str, str] = {}
     for tensor in architecture.tensors:
-        group = GROUP_OF.get(tensor.roles[0].removesuffix(".weight"))
-        if group is not None and tensor.roles[0].endswith(".weight"):
-            names = (tensor.name_at(layer, None) for layer in range(job.dims.sizes["layers"]))
-            groups |= {located[name]: group for name in names if name in located}
-    return groups
+        role = tensor.roles[0].removesuffix(".weight")
+        if not tensor.roles[0].endswith(".weight"):
+            continue
+        numbers = range(job.dims.sizes["experts"]) if "{expert}" in tensor.name else (None,)
+        for layer in range(job.dims.sizes["layers"]):
+            for expert in numbers:
+                stored = located.get(tensor.name_at(layer, expert))
+                if stored is None:
+                    continue
+                if role in GROUP_OF:
+                    groups[stored] = GROUP_OF[role]
+                if expert is not None:
+                    experts[stored] = expert
+                if role in CACHED:
+                    cached[stored] = role
+    normed = {CACHED[role] for role in cached.values()}
+    return Places(groups, experts, tuple(stored for stored, role in cached.items() if role not in normed))
 
 
 def _kept(found: LayerRanges) -> bytes:
@@ -313,8 +330,12 @@ def _kept(found: LayerRanges) -> bytes:
         arrays[f"{group}.weights"] = np.array([measured.weights], np.float32)
         if measured.columns is not None:
             arrays[f"{group}.columns"] = measured.columns
+        if measured.experts is not None:
+            arrays[f"{group}.experts"] = measured.experts
     if found.cache is not None:
         arrays["cache"] = np.array([found.cache], np.float32)
+    if len(found.unreached) > 0:
+        arrays["unreached"] = np.array(found.unreached, np.int64)
     return save(arrays)
 
 
@@ -326,12 +347,16 @@ def _ranges(content: bytes) -> LayerRanges:
     arrays = load(content)
     linears = {
         group: Measured(
-            float(arrays[f"{group}.inputs"][0]), float(arrays[f"{group}.weights"][0]), arrays.get(f"{group}.columns")
+            float(arrays[f"{group}.inputs"][0]),
+            float(arrays[f"{group}.weights"][0]),
+            arrays.get(f"{group}.columns"),
+            arrays.get(f"{group}.experts"),
         )
         for group in GROUPS
         if f"{group}.inputs" in arrays
     }
-    return LayerRanges(linears, float(arrays["cache"][0]) if "cache" in arrays else None)
+    cache = float(arrays["cache"][0]) if "cache" in arrays else None
+    return LayerRanges(linears, cache, tuple(int(expert) for expert in arrays.get("unreached", ())))
 
 
 def _record(job: Job, samples: Samples, ranges: Ranges) -> records.Calibration:

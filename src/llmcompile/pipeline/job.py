@@ -398,9 +398,12 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
     samples = (
         min(options.calib_size, _BUILT_IN_TOKENS // length + 1) if options.calib_dataset is None else options.calib_size
     )
-    hidden, widest = sizes["hidden"], max(sizes.get("ffn", 0), sizes["hidden"])
+    hidden, inner = sizes["hidden"], _inner(dims)
+    widest = max(hidden, *(width for width, _ in inner))
     scores = 3 * batch * length * sizes["heads"]
-    kept = _SEARCHED_TOKENS * (3 * hidden + widest) if layout.measurement.columns == "search" else 0
+    kept = 0
+    if layout.measurement.columns == "search":
+        kept = _SEARCHED_TOKENS * (2 * hidden + sum(matrices * (hidden + width) for width, matrices in inner))
     elements = [count(tensor.shape) for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2]
     tables = sizes["vocab"] * hidden
     # A linear layer as it is stored and in float32, the inner activations of a gated feed-forward, the attention's.
@@ -408,7 +411,7 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
     if options.calibrator == "modelopt":
         # The whole layer, and what becomes of its largest matrix step by step.
         floats += sum(size for size in elements if size != tables) // sizes["layers"] + 3 * max(elements, default=0)
-    multiplied = sum(size for size in elements if size != tables)
+    multiplied = sum(size for size in elements if size != tables) - _idle(dims)
     if layout.measurement.columns == "search":
         multiplied += STEPS * multiplied * _SEARCHED_TOKENS // max(1, samples * length)
     return Calibration(
@@ -419,6 +422,24 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
         disk=2 * samples * length * hidden * 4,
         operations=2 * multiplied * samples * length,
     )
+
+
+def _inner(dims: Dims) -> list[tuple[int, int]]:
+    """Width of each feed-forward of a layer, and how many of that kind a token goes through."""
+    sizes = dims.sizes
+    if "experts" not in sizes:
+        return [(sizes.get("ffn", 0), 1)]
+    routed = sizes.get("moe_ffn", sizes["ffn"])
+    shared = [(sizes["shared_ffn"], 1)] if "shared_ffn" in sizes else []
+    return [(routed, int(str(dims.facts["experts_per_token"]))), *shared]
+
+
+def _idle(dims: Dims) -> int:
+    """Elements of experts that a token is not sent to, in all layers."""
+    if "experts" not in dims.sizes:
+        return 0
+    width, reached = _inner(dims)[0]
+    return 3 * dims.sizes["hidden"] * width * (dims.sizes["experts"] - reached) * dims.sizes["layers"]
 
 
 def _resources(

@@ -18,6 +18,10 @@ from llmcompile.errors import Problem
 from llmcompile.validation.tensorrt_llm.scales import Scales, Single
 
 _GROUPS = (
+    ("experts.in", re.compile(r"\.experts\.\d+\.(w1|w3|gate_proj|up_proj)$")),
+    ("experts.down", re.compile(r"\.experts\.\d+\.(w2|down_proj)$")),
+    ("shared.in", re.compile(r"\.shared_expert\.(gate_proj|up_proj)$")),
+    ("shared.down", re.compile(r"\.shared_expert\.down_proj$")),
     ("attn.qkv", re.compile(r"\.(q_proj|k_proj|v_proj|qkv_proj|c_attn|query_key_value|Wqkv)$")),
     ("mlp.in", re.compile(r"\.(gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h|w1|w2)$")),
     ("mlp.down", re.compile(r"(\.(down_proj|fc2|fc_out|dense_4h_to_h)|mlp\.c_proj)$")),
@@ -25,7 +29,10 @@ _GROUPS = (
 )
 """Where linear layers are in transformers' models, by the end of their path; the first that fits."""
 _NUMBER = re.compile(r"\.(\d+)\.")
+_NORM = re.compile(r"\.(\d+)\.self_attn\.[qk]_norm$")
+"""Norms of queries and keys: what attention is handed, and the cache holds, is theirs."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w2"))
+_EXPERT_SIBLINGS = (("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers that TensorRT-LLM joins, so that they have one scale."""
 _STEPS: Mapping[str, float] = {"FP8": 448.0, "W4A8_AWQ": 448.0, "W8A8_SQ_PER_CHANNEL": 127.0, "NVFP4": 6 * 448.0}
 _CACHE_STEPS: Mapping[str, float] = {"INT8": 127.0, "FP8": 448.0}
@@ -55,17 +62,23 @@ class Seen:
     cache: dict[int, float] = field(default_factory=dict)
 
     def watch(self, model: nn.Module) -> None:
-        """Look at every linear layer of a model when it runs."""
+        """Look at every linear layer of a model when it runs, and at norms between projections and attention."""
+        paths = {path for path, _ in model.named_modules()}
         for path, module in model.named_modules():
+            normed = _NORM.search(path)
+            if normed is not None:
+                module.register_forward_hook(self._output(int(normed[1])))
             place = place_of(path)
             if place is None or isinstance(module, nn.Embedding) or not hasattr(module, "weight"):
                 continue
             module.register_forward_pre_hook(self._input(place))
-            if place[1] == "attn.qkv":
+            if place[1] == "attn.qkv" and path.replace("_proj", "_norm") not in paths:
                 module.register_forward_hook(self._output(place[0]))
 
     def _input(self, place: tuple[int, str]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if arguments[0].numel() == 0:
+                return
             largest = arguments[0].abs().flatten(0, -2).amax(0)
             before = self.inputs.get(place)
             self.inputs[place] = largest if before is None else torch.maximum(before, largest)
@@ -88,7 +101,7 @@ def place_of(path: str) -> tuple[int, str] | None:
 
 def siblings(name: str) -> tuple[str, ...]:
     """The parameters that share a scale with the one called `name`, itself among them."""
-    for parts in _SIBLINGS:
+    for parts in _EXPERT_SIBLINGS if ".experts." in name else _SIBLINGS:
         for part in parts:
             if name.endswith(f".{part}.weight"):
                 return tuple(name.replace(f".{part}.weight", f".{other}.weight") for other in parts)

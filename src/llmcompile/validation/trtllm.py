@@ -764,7 +764,7 @@ def _impossible_scales(subject: Subject) -> Iterator[Problem]:
     scales = Scales(subject.folder)
     for layer in range(subject.sizes["layers"]):
         singles = [single for group in MODULES for single in scales.activations(layer, group)]
-        for single in (*singles, *scales.cache(layer)):
+        for single in dict.fromkeys((*singles, *scales.cache(layer))):
             if not 0 < single.value < math.inf:
                 yield Problem(f"{single.name} in {single.file}", str(single.value), "a finite number above 0", _AGAIN)
 

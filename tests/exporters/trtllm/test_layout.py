@@ -153,14 +153,36 @@ def config_json(made: Layout) -> dict[str, Any]:
             "--kv-cache: int8 for a checkpoint that comes quantized with fp8",
             "--kv-cache fp8",
         ),
-        (MIXTRAL, {"kv_cache": "int8"}, "--kv-cache: int8 with experts; expected fp8", "--kv-cache fp8"),
-        (MIXTRAL, {"quantization": "int8_sq"}, "--quantization: int8_sq with experts", "--quantization w8a16, or none"),
+        (
+            MIXTRAL,
+            {"quantization": "int8_sq"},
+            "--quantization: int8_sq with experts: the plugin of experts takes int8 for weights of its own layout",
+            "--quantization fp8, or none",
+        ),
+        (
+            MIXTRAL,
+            {"quantization": "w4a8_awq"},
+            "--quantization: w4a8_awq with experts: the loader divides scales (experts, groups, out) by one of",
+            "--quantization fp8, or none",
+        ),
+        (
+            MIXTRAL,
+            {"quantization": "int4_awq", "trtllm_version": "0.18.0"},
+            "--quantization: int4_awq with experts for 0.18.0; expected w8a16 or w4a16 or fp8",
+            "0.19 is the first that loads it",
+        ),
+        (
+            MIXTRAL,
+            {"quantization": "fp8", "trtllm_version": "0.9.0"},
+            "--quantization: fp8 with experts for 0.9.0; expected w8a16 or w4a16",
+            "0.10 is the first that loads it",
+        ),
         (T5, {"quantization": "fp8"}, "--quantization: fp8 with t5; expected w8a16 or w4a16", "--quantization w8a16"),
         (
             MIXTRAL,
             {"quantization": "nvfp4", "trtllm_version": "1.2.1"},
             "--quantization: nvfp4 with experts",
-            "--quantization w8a16, or none",
+            "--quantization fp8, or none",
         ),
         (
             T5,
@@ -171,8 +193,8 @@ def config_json(made: Layout) -> dict[str, Any]:
         (
             MIXTRAL,
             {"quantization": "w4a16_awq"},
-            "--quantization: w4a16_awq with experts; expected w8a16 or w4a16",
-            "--quantization w8a16, or none",
+            "--quantization: w4a16_awq with experts; expected w8a16 or w4a16 or fp8",
+            "--quantization fp8, or none",
         ),
         (
             T5,
@@ -257,7 +279,7 @@ GPT2 = {
 }
 
 
-@pytest.mark.parametrize(("config", "method"), [(OPT, "fp8"), (GPT2, "gptq"), (GPT2, "awq")])
+@pytest.mark.parametrize(("config", "method"), [(OPT, "fp8"), (MIXTRAL, "fp8"), (GPT2, "gptq"), (GPT2, "awq")])
 def test_quantized_checkpoints_that_nothing_reads_back_are_refused(config: dict[str, Any], method: str) -> None:
     """Where the result could not be held against the model, the family is named."""
     made = layout({**config, "quantization_config": QUANTIZED[method]})
@@ -279,7 +301,7 @@ def test_float8_checkpoints_that_are_read_back_are_not_refused(name: str) -> Non
 
 @pytest.mark.parametrize(
     ("family", "left_out"),
-    [("gpt2", {"w4a16_gptq"}), ("mixtral", {"fp8", "w4a16_gptq"}), ("meta_llama", set()), ("llama", set())],
+    [("gpt2", {"w4a16_gptq"}), ("mixtral", {"w4a16_gptq"}), ("meta_llama", set()), ("llama", set())],
 )
 def test_recipes_of_a_family_are_those_that_are_not_refused(family: str, left_out: set[str]) -> None:
     """What README.md lists for a family leaves out what its layout refuses by name."""

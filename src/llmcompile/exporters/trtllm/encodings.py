@@ -7,7 +7,7 @@ cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp; docs/formats
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -168,11 +168,11 @@ def awq(group_size: int) -> Encoding:
     """
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
-        out, inp = shape
+        *experts, out, inp = shape
         return (
-            TensorSpec(name, INT8, (out // 2, inp)),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (out, inp // group_size)),
-            TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (inp,)),
+            TensorSpec(name, INT8, (*experts, out // 2, inp)),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (*experts, out, inp // group_size)),
+            TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (*experts, inp)),
         )
 
     def check(shape: Shape) -> Misfit | None:
@@ -236,26 +236,58 @@ FP8_STEPS, INT8_STEPS = 448, 127
 """Largest float8_e4m3 and, symmetric, int8."""
 
 
-def fp8_measured(found: Measured | None) -> Encoding:
+def fp8_measured(found: Measured | None, joined: int) -> Encoding:
     """float8_e4m3 (out, in); float32 `weights_scaling_factor` and `activation_scaling_factor`, one of each.
+
+    Of experts (experts, out, in), with a `weights_scaling_factor` for each: (experts, 1).
 
     Args:
         found: The group's figures; None where only the shapes are asked for.
+        joined: Matrices of an expert that lie in one tensor.
     """
 
     def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
         assert found is not None, "started before calibration"
-        kernel = quantization.Fp8Tensor(dtype, step_of(found.weights, FP8_STEPS))
-        return _Beside(kernel, (_single(step_of(found.inputs, FP8_STEPS)),))
+        inputs = _single(step_of(found.inputs, FP8_STEPS))
+        if found.experts is None:
+            return _Beside(quantization.Fp8Tensor(dtype, step_of(found.weights, FP8_STEPS)), (inputs,))
+        steps = (step_of(float(largest), FP8_STEPS) for largest in asides[0])
+        return _Beside(_Experts((quantization.Fp8Tensor(dtype, step) for step in steps), joined), (inputs,))
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec(name, FP8, shape),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (1,)),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (*shape[:-2], 1)),
             TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
         )
 
-    return Encoding(name="calibrated float8", rows=1, start=start, tensors=tensors)
+    experts = None if found is None else found.experts
+    return Encoding(name="calibrated float8", rows=1, start=start, tensors=tensors, experts=experts)
+
+
+class _Experts:
+    """The matrices of experts, one expert after the other, each with an encoder of its own."""
+
+    def __init__(self, encoders: Iterator[Encoder], joined: int) -> None:
+        self._encoders, self._joined = encoders, joined
+        self._current: tuple[int, Encoder] | None = None
+        self._rests: list[Sequence[Array]] = []
+
+    def encode(self, block: Array, part: int) -> Array:
+        expert = part // self._joined
+        if self._current is None or self._current[0] != expert:
+            self._finish()
+            self._current = (expert, next(self._encoders))
+        return self._current[1].encode(block, part)
+
+    def _finish(self) -> None:
+        """Let go of an encoder's scratch arrays: there may be hundreds."""
+        if self._current is not None:
+            self._rests.append(self._current[1].rest())
+
+    def rest(self) -> Sequence[Array]:
+        self._finish()
+        return [np.concatenate(arrays) for arrays in zip(*self._rests, strict=True)]
 
 
 def int8_smooth(found: Measured | None) -> Encoding:
@@ -287,14 +319,14 @@ def awq_measured(found: Measured | None, group_size: int, *, activations: bool) 
     """As `awq`, with the factors that the search found; beside them two float32 scales of W4A8 where `activations`.
 
     `activation_scaling_factor` and `weights_scaling_factor_2` are what brings inputs and dequantized weights into the
-    range of float8_e4m3.
+    range of float8_e4m3. Experts share the factors, which are stored for each: (experts, in).
     """
     plain = awq(group_size)
 
     def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
         assert found is not None, "started before calibration"
-        (columns,) = asides
-        more = [from_float32(columns, dtype)]
+        columns, *experts = asides
+        more = [np.tile(from_float32(columns, dtype), 1 if len(experts) == 0 else len(experts[0]))]
         if activations:
             more += [_single(step_of(found.inputs, FP8_STEPS)), _single(step_of(found.weights, FP8_STEPS))]
         return _Beside(quantization.GroupwiseAwq(dtype, group_size, columns), more)
@@ -304,8 +336,9 @@ def awq_measured(found: Measured | None, group_size: int, *, activations: bool) 
         beside = (TensorSpec(_beside(name, ending), FP32, (1,)) for ending in more)
         return (*plain.tensors(name, shape, dtype), *beside)
 
-    columns = None if found is None else found.columns
-    return replace(plain, name="int4 AWQ", start=start, tensors=tensors, columns=columns)
+    if found is None:
+        return replace(plain, name="int4 AWQ", start=start, tensors=tensors)
+    return replace(plain, name="int4 AWQ", start=start, tensors=tensors, columns=found.columns, experts=found.experts)
 
 
 FP4_STEPS = 6 * FP8_STEPS

@@ -37,7 +37,17 @@ _PASSED_THROUGH = {"gptq": "w4a16_gptq", "awq": "w4a16_gptq", "fp8": "fp8"}
 """How the checkpoint comes quantized -> the recipe it is stored by. AutoAWQ's weights have zero points, which the form
 called AWQ has no place for and the form called GPTQ has; both compute the same product."""
 _GEMMAS = ("gemma", "gemma2")
-_NO_EXPERTS = ("w4a16_gptq", "w4a16_awq", "fp8", "fp8_rowwise", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
+_NO_EXPERTS: Mapping[str, str] = {
+    "int8_sq": "the plugin of experts takes int8 for weights of its own layout, and is given no scales for it",
+    "w4a8_awq": "the loader divides scales (experts, groups, out) by one of the shape (experts, 1)",
+    "nvfp4": "the loader takes scales (out, in / 16) alone, and those of experts have one axis more",
+    "fp8_rowwise": "the network of experts refuses it",
+}
+"""Why no release loads a recipe of experts.
+
+Sources: NVIDIA/TensorRT-LLM@0.16.0.dev2024121000:tensorrt_llm/layers/moe.py (MixtureOfExperts),
+cpp/tensorrt_llm/plugins/mixtureOfExperts/mixtureOfExpertsPlugin.h (hasExpertIntQuantScales); @v1.0.0:
+tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights), layers/moe.py (MOEWeightWrapper: alpha)."""
 NO_PIPELINE = ("gptneox", "opt", "bloom", "mpt", "phi", "phi3", "gemma", "gemma2", *ENCODER_DECODER)
 """Families that refuse --pp above 1; config/ and `_refusals` say why."""
 
@@ -106,7 +116,7 @@ def make_layout(
     dims = _with_positions(architecture, dims, options)
     refusals = [*_refusals(architecture, dims, options, resolved)] if known else [_no_such_family(architecture)]
     representable = known and refusals == []
-    given = _given(options, resolved)
+    given = _given(dims, options, resolved)
     return Layout(
         backend="trtllm",
         folder=FOLDER,
@@ -117,7 +127,7 @@ def make_layout(
         dtype=resolved.dtype,
         deviations=dict(_deviations(architecture, dims, options)) if representable else {},
         refusals=tuple(refusals),
-        notes=tuple(_notes(architecture, dims, options, resolved, given)) if representable else (),
+        notes=tuple(_notes(architecture, dims, options, resolved, given, ranges)) if representable else (),
         pp=options.pp,
         moe_ep=options.moe[1],
         measurement=_measurement(options, resolved),
@@ -223,7 +233,7 @@ def _kind(options: TrtllmOptions, resolved: Resolved) -> str:
     return "plain" if resolved.recipe is None else kinds[resolved.recipe]
 
 
-def _given(options: TrtllmOptions, resolved: Resolved) -> configs.Given:
+def _given(dims: Dims, options: TrtllmOptions, resolved: Resolved) -> configs.Given:
     moe_tp, moe_ep = options.moe
     return configs.Given(
         dtype=next(name for name, dtype in DTYPES.items() if dtype == resolved.dtype),
@@ -231,7 +241,7 @@ def _given(options: TrtllmOptions, resolved: Resolved) -> configs.Given:
         pp=options.pp,
         moe_tp=moe_tp,
         moe_ep=moe_ep,
-        quantization=_quantization(options, resolved),
+        quantization=_quantization(options, resolved, experts="experts" in dims.sizes),
         use_parallel_embedding=resolved.parallel_embedding,
         embedding_sharding_dim=options.embedding_sharding_dim,
         share_embedding_table=resolved.share_embedding,
@@ -241,7 +251,7 @@ def _given(options: TrtllmOptions, resolved: Resolved) -> configs.Given:
     )
 
 
-def _quantization(options: TrtllmOptions, resolved: Resolved) -> Mapping[str, Any]:
+def _quantization(options: TrtllmOptions, resolved: Resolved, *, experts: bool) -> Mapping[str, Any]:
     """The block `quantization`: only keys that are needed, since a release refuses those it does not know."""
     recipe = resolved.recipe
     block: dict[str, Any] = {"quant_algo": None if recipe is None else versions.RECIPES[recipe].algorithm}
@@ -251,8 +261,8 @@ def _quantization(options: TrtllmOptions, resolved: Resolved) -> Mapping[str, An
         block |= {"group_size": resolved.group_size, "has_zero_point": True, "pre_quant_scale": False}
     elif recipe in ("w4a16_awq", "int4_awq", "w4a8_awq"):
         block |= {"group_size": resolved.group_size, "has_zero_point": False, "pre_quant_scale": True}
-        block["exclude_modules"] = ["lm_head"]
-    elif recipe == "int8_sq":
+    if recipe in ("w4a16_awq", "int4_awq", "w4a8_awq", "int8_sq") and not experts:
+        # A list takes the place of the runtime's own, which has the router and the shared expert's gate.
         block["exclude_modules"] = ["lm_head"]
     elif recipe == "nvfp4":
         block |= {"group_size": NVFP4_BLOCK, "exclude_modules": ["lm_head"]}
@@ -275,7 +285,7 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved) -> Iterator[Problem]:
-    given = _given(options, resolved)
+    given = _given(dims, options, resolved)
     yield from configs.REFUSALS[architecture.name](dims, given)
     if options.stop_after is None:
         yield from _unbuildable(architecture, dims, given)
@@ -341,10 +351,10 @@ def _recipe_refusals(
         yield Problem("--quantization", f"{recipe} for float weights", "a checkpoint quantized with GPTQ or AWQ", hint)
     yield from _calibration_refusals(architecture, dims, options, resolved)
     yield from _calibrator_refusals(architecture, dims, options, resolved)
-    if "experts" not in dims.sizes and architecture.name not in ENCODER_DECODER:
+    if architecture.name not in ENCODER_DECODER:
         yield from _unread(architecture, resolved)
-    if recipe in _NO_EXPERTS and "experts" in dims.sizes:
-        yield Problem("--quantization", f"{recipe} with experts", "w8a16 or w4a16", "--quantization w8a16, or none")
+    if "experts" in dims.sizes and recipe is not None:
+        yield from _refused_of_experts(recipe, options)
     if recipe is not None and architecture.name in ENCODER_DECODER and recipe not in ("w8a16", "w4a16"):
         yield Problem("--quantization", f"{recipe} with {architecture.name}", "w8a16 or w4a16", "--quantization w8a16")
     if recipe is not None and resolved.dtype == FP32:
@@ -353,6 +363,18 @@ def _recipe_refusals(
         yield Problem(
             "--quantization", f"fp8_rowwise with {architecture.name}", " or ".join(_ROWWISE), "--quantization w8a16"
         )
+
+
+def _refused_of_experts(recipe: str, options: TrtllmOptions) -> Iterator[Problem]:
+    """A recipe that the release does not load of a model with experts."""
+    expected = " or ".join(name for name, first in versions.EXPERTS.items() if first <= options.release)
+    if recipe not in versions.EXPERTS:
+        why = f": {_NO_EXPERTS[recipe]}" if recipe in _NO_EXPERTS else ""
+        yield Problem("--quantization", f"{recipe} with experts{why}", expected, "--quantization fp8, or none")
+    elif versions.EXPERTS[recipe] > options.release:
+        first = versions.text_of(versions.EXPERTS[recipe])
+        hint = f"--trtllm-version {versions.DEFAULT_VERSION}: {first} is the first that loads it"
+        yield Problem("--quantization", f"{recipe} with experts for {options.trtllm_version}", expected, hint)
 
 
 def _calibration_refusals(
@@ -366,14 +388,9 @@ def _calibration_refusals(
         yield Problem("--calib-dataset", found, "a recipe that is calibrated", hint)
     if measurement is None or architecture.name in ENCODER_DECODER:
         return
-    if options.kv_cache == "int8" and architecture.name.startswith("qwen3"):
-        found = f"int8 with {architecture.name}, which normalises keys before they are cached"
-        yield Problem("--kv-cache", found, "fp8", "--kv-cache fp8")
     if resolved.source != "":
         found = f"int8 for a checkpoint that comes quantized with {resolved.source}"
         yield Problem("--kv-cache", found, "fp8, or float weights to calibrate", "--kv-cache fp8")
-    elif options.kv_cache == "int8" and "experts" in dims.sizes:
-        yield Problem("--kv-cache", "int8 with experts", "fp8", "--kv-cache fp8")
 
 
 def _calibrator_refusals(
@@ -423,7 +440,7 @@ def recipes(family: str) -> tuple[str, ...]:
     """Names of `versions.RECIPES` that a family may be stored by, whether its weights are floats or come quantized."""
     if family in ENCODER_DECODER:
         return ("w8a16", "w4a16")
-    left_out = {*_NO_EXPERTS} if FAMILIES[family].mlp == "experts" else set()
+    left_out = {*versions.RECIPES} - {*versions.EXPERTS} if FAMILIES[family].mlp == "experts" else set()
     left_out |= set() if family in _ROWWISE else {"fp8_rowwise"}
     left_out |= {"w4a16_gptq"} if family in _TRANSPOSED else set()
     return tuple(name for name in versions.RECIPES if name not in left_out)
@@ -445,7 +462,12 @@ def _deviations(architecture: Architecture, dims: Dims, options: TrtllmOptions) 
 
 
 def _notes(
-    architecture: Architecture, dims: Dims, options: TrtllmOptions, resolved: Resolved, given: configs.Given
+    architecture: Architecture,
+    dims: Dims,
+    options: TrtllmOptions,
+    resolved: Resolved,
+    given: configs.Given,
+    ranges: Ranges | None,
 ) -> Iterator[str]:
     measurement = _measurement(options, resolved)
     yield from configs.NOTES[architecture.name](dims, given)
@@ -465,3 +487,10 @@ def _notes(
         yield "the scale of the FP8 key and value cache is 1: values beyond 448 are clipped"
     if measurement is not None and options.calib_dataset is None:
         yield "calibrated on a short built-in text: give --calib-dataset a text like yours"
+    unreached = {} if ranges is None else ranges.unreached
+    if len(unreached) > 0:
+        counts = sum(len(experts) for experts in unreached.values())
+        yield (
+            f"no token of the calibration reached {counts} of {dims.sizes['experts'] * dims.sizes['layers']} experts: "
+            "their weights have their own range, their inputs that of the layer's other experts; calibrate on more text"
+        )

@@ -296,7 +296,7 @@ def _measured(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, une
     for layer in range(recipe.layers):
         found = None if recipe.ranges is None else recipe.ranges.of(layer, roles[0])
         if recipe.kind == "fp8_measured":
-            encoding = encodings.fp8_measured(found)
+            encoding = encodings.fp8_measured(found, len(roles))
         elif recipe.kind == "int8_smooth":
             encoding = encodings.int8_smooth(found)
         elif recipe.kind == "fp4_measured":

@@ -105,6 +105,9 @@ RECIPES: Mapping[str, Recipe] = {
 }
 CALIBRATED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 """Recipes that take calibration data where the weights come as floats."""
+EXPERTS: Mapping[str, Release] = {"w8a16": (0, 9), "w4a16": (0, 9), "fp8": (0, 10), "int4_awq": (0, 19)}
+"""Recipe -> first release that loads it of experts. Sources: NVIDIA/TensorRT-LLM@v0.9.0, v0.10.0:
+tensorrt_llm/layers/moe.py; docs/source/release-notes.md (0.19.0: INT4-AWQ for MoE models)."""
 KV_CACHES = ("fp8", "int8")
 KV_MEASURED: Release = (0, 17)
 """First release that uses the stored scale of an FP8 cache; older ones take 1. Source: NVIDIA/TensorRT-LLM@v0.13.0:

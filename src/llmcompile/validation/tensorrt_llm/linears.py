@@ -9,7 +9,8 @@ The table of one linear; square brackets for a third axis of experts:
     W8A16, W4A16 deferred       dtype [E] N K                   (the builder quantizes)
     W8A16, W4A16 written        int8 [E] K N*bits/8             per_channel_scale dtype [E] N
     W4A16_GPTQ                  dtype K N/4                     weights_scaling_factor G N, zero dtype G N
-    W4A16_AWQ                   int8 N/2 K                      weights_scaling_factor N G, prequant_scaling_factor K
+    W4A16_AWQ                   int8 [E] N/2 K                  weights_scaling_factor [E] N G,
+                                                                prequant_scaling_factor [E] K, the same for all E
     W4A8_AWQ                    as W4A16_AWQ                    and activation_scaling_factor, weights_scaling_factor_2
     FP8                         fp8 [E] N K                     weights_scaling_factor 1 or E 1,
                                                                 activation_scaling_factor 1
@@ -69,7 +70,7 @@ WEIGHT_ONLY_BITS: Mapping[str, int] = MappingProxyType({"W8A16": 8, "W4A16": 4})
 _AWQ = ("W4A16_AWQ", "W4A8_AWQ")
 _ROWWISE = "FP8_PER_CHANNEL_PER_TOKEN"
 _EXECUTED = (*WEIGHT_ONLY_BITS, "W4A16_GPTQ", *_AWQ, "FP8", _ROWWISE, "W8A8_SQ_PER_CHANNEL", "NVFP4")
-_WITH_EXPERTS = (*WEIGHT_ONLY_BITS, "FP8")
+_WITH_EXPERTS = (*WEIGHT_ONLY_BITS, "FP8", "W4A16_AWQ")
 _NOT_EXECUTED = (
     "W8A16_GPTQ",
     "W8A8_SQ_PER_TENSOR_PLUGIN",
@@ -398,11 +399,11 @@ def _accepted(
         return {"weight": ((dtype,), (inp, out // 4)), "weights_scaling_factor": scale, **zero}
     if algo in _AWQ:
         awq: dict[str, _Accepted] = {
-            "weight": ((torch.int8,), (out // 2, inp)),
-            "weights_scaling_factor": ((torch.float32, dtype), (out, groups)),
+            "weight": ((torch.int8,), (*lead, out // 2, inp)),
+            "weights_scaling_factor": ((torch.float32, dtype), (*lead, out, groups)),
         }
         if quantization.pre_quant_scale:
-            awq["prequant_scaling_factor"] = columns
+            awq["prequant_scaling_factor"] = ((dtype,), (*lead, inp))
         if algo == "W4A8_AWQ":
             awq |= {"activation_scaling_factor": single, "weights_scaling_factor_2": single}
         return awq
@@ -471,13 +472,27 @@ def load_linear(
         return Linear(weight=tensors["weight"].float(), bias=offset)
     _check_size(name, out, inp, quantization, tensors)
     weight = _dequantized(tensors, out, inp, dtype, quantization, quantize)
-    columns = tensors["prequant_scaling_factor"].float() if "prequant_scaling_factor" in tensors else None
+    columns = _columns(file, name, tensors)
     if columns is not None:
-        if not bool((columns > 0).all()):
-            raise MismatchError(f"{file.path}: {name}.prequant_scaling_factor", "a value <= 0", "positive values")
         weight = weight.mul_(columns)
     rounding = _rounding(tensors, columns, quantization) if activations else None
     return Linear(weight=weight, bias=offset, round_input=rounding)
+
+
+def _columns(file: TensorFile, name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """What the runtime multiplies each input by, shape (in,), float32; of experts it reads the first's alone.
+
+    Source: NVIDIA/TensorRT-LLM@v1.0.0:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights)
+    """
+    if "prequant_scaling_factor" not in tensors:
+        return None
+    columns = tensors["prequant_scaling_factor"].float()
+    subject = f"{file.path}: {name}.prequant_scaling_factor"
+    if not bool((columns > 0).all()):
+        raise MismatchError(subject, "a value <= 0", "positive values")
+    if columns.dim() == 2 and not bool((columns == columns[0]).all()):
+        raise MismatchError(subject, "experts with other factors than the first", "one row for all experts")
+    return columns[0] if columns.dim() == 2 else columns
 
 
 def load_experts(
@@ -520,10 +535,12 @@ def load_experts(
         return tuple(Linear(weight=weight.float()) for weight in tensors["weight"])
     _check_size(name, out, inp, quantization, tensors)
     shared = ("activation_scaling_factor",)
+    columns = _columns(file, name, tensors)
     loaded = []
     for expert in range(experts):
         own = {part: tensor if part in shared else tensor[expert] for part, tensor in tensors.items()}
         weight = _dequantized(own, out, inp, dtype, quantization, quantize)
+        weight = weight if columns is None else weight.mul_(columns)
         rounding = _rounding(own, None, quantization) if activations else None
         loaded.append(Linear(weight=weight, round_input=rounding))
     return tuple(loaded)

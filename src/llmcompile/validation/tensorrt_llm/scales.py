@@ -21,9 +21,13 @@ MODULES = {
     "attn.o": ("attention.dense",),
     "mlp.in": ("mlp.fc", "mlp.gate"),
     "mlp.down": ("mlp.proj",),
+    "experts.in": ("mlp.fc",),
+    "experts.down": ("mlp.proj",),
+    "shared.in": ("mlp.shared_expert.fc", "shared_expert.fc"),
+    "shared.down": ("mlp.shared_expert.proj", "shared_expert.proj"),
 }
 """Linear layers that read one input, by their names in TensorRT-LLM; not every network has them all."""
-_DIVIDED_INPUTS = ("attention.dense", "mlp.proj")
+_DIVIDED_INPUTS = ("attention.dense", "mlp.proj", "mlp.shared_expert.proj", "shared_expert.proj")
 _AGAIN = "convert the model again"
 
 
@@ -71,8 +75,13 @@ class Scales:
             parts = [file.read(prefix + name).float() for file, prefix in self._files(layer) if file.has(prefix + name)]
             if len(parts) == 0:
                 continue
-            whole = torch.cat(parts) if module in _DIVIDED_INPUTS else parts[0]
-            same = module in _DIVIDED_INPUTS or all(torch.equal(part, whole) for part in parts)
+            # Ranks of one share of the inputs: all, or those of a group of experts; of experts the first is read.
+            groups = self._checkpoint.config.parallel.moe_experts if group.startswith("experts.") else 1
+            parts = [part[0] if part.dim() == 2 else part for part in parts]
+            divided = module in _DIVIDED_INPUTS
+            shares = [torch.cat(parts[first::groups]) if divided else parts[first] for first in range(groups)]
+            whole = shares[0]
+            same = all(torch.equal(part, whole) for part in (shares if divided else parts))
             if not same or (len(found) > 0 and not torch.equal(found[0], whole)):
                 raise MismatchError(
                     f"layer {layer}: {name}", "not the same wherever the same input is read", "the same", _AGAIN
