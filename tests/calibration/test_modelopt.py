@@ -61,6 +61,7 @@ whose matrices lie (in, out), one with a class of its own."""
 WIDTHS = ("n_embd", "n_inner", "hidden_size", "intermediate_size", "ffn_hidden_size")
 MEASUREMENTS = {
     "fp8": Measurement(cache=True),
+    "nvfp4": Measurement(cache=True),
     "int8_sq": Measurement(columns="smooth", cache=True),
     "int4_awq": Measurement(columns="search", group_size=16),
     "w4a8_awq": Measurement(columns="search", group_size=16),
@@ -139,12 +140,12 @@ def whole(family: str, recipe: str) -> Iterator[tuple[int, str, list[Any]]]:
 @pytest.mark.parametrize("recipe", MEASUREMENTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_by_itself_is_measured_as_in_the_model(family: str, recipe: str, folder: Any) -> None:
-    """Ranges of FP8; factors of the rest, their mean where layers are fused, as the vendor's exporter has them."""
+    """Ranges of FP8 and NVFP4; factors of the rest: where layers are fused their mean, as in the vendor's exporter."""
     found, _ = measured(folder(family), recipe, theirs=True)
 
     for layer, group, modules in whole(family, recipe):
         mine = found[layer].linears[group]
-        if recipe == "fp8":
+        if recipe in ("fp8", "nvfp4"):
             assert mine.columns is None
             assert mine.inputs == pytest.approx(max(float(one.input_quantizer.amax) for one in modules), rel=1e-5)
             assert mine.weights == max(float(one.weight_quantizer.amax) for one in modules)
@@ -157,11 +158,12 @@ def test_a_layer_by_itself_is_measured_as_in_the_model(family: str, recipe: str,
 
 
 @installed
+@pytest.mark.parametrize("recipe", ["fp8", "nvfp4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ranges_are_ours(family: str, folder: Any) -> None:
+def test_ranges_are_ours(family: str, recipe: str, folder: Any) -> None:
     """Largest inputs, weights of the artifact's type, and keys and values, in batches; and the states behind them."""
-    theirs, states = measured(folder(family), "fp8", theirs=True, batches=2, dtype=torch.bfloat16)
-    ours, expected = measured(folder(family), "fp8", theirs=False, batches=2, dtype=torch.bfloat16)
+    theirs, states = measured(folder(family), recipe, theirs=True, batches=2, dtype=torch.bfloat16)
+    ours, expected = measured(folder(family), recipe, theirs=False, batches=2, dtype=torch.bfloat16)
 
     for one, other in zip(theirs, ours, strict=True):
         assert one.cache == pytest.approx(other.cache, rel=1e-6)

@@ -54,6 +54,7 @@ PRESETS: Mapping[str, str] = MappingProxyType(
         "int8_sq": "INT8_SMOOTHQUANT_CFG",
         "int4_awq": "INT4_AWQ_CFG",
         "w4a8_awq": "W4A8_AWQ_BETA_CFG",
+        "nvfp4": "NVFP4_DEFAULT_CFG",
     }
 )
 """Recipe -> modelopt's configuration of that name."""

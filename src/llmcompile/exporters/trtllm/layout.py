@@ -413,7 +413,7 @@ def _calibrator_refusals(
         yield Problem(flag, found, "llmcompile", "drop --calibrator")
 
 
-MODELOPT = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+MODELOPT = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 """Recipes that nvidia-modelopt measures a layer by itself for, with figures that fit the layout."""
 
 
