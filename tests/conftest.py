@@ -61,7 +61,6 @@ def silent_environment() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith("LLMCOMPILE_") or name in ("HF_TOKEN", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
                 patch.delenv(name)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # what is built is executed where a GPU is
         patch.setenv("COLUMNS", "240")
         patch.setenv("TERMINAL_WIDTH", "240")
         yield

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,16 @@ pytest.importorskip("tensorrt_rtx_bindings")
 
 COMMAND = ("build", "tensorrt-rtx")
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="session")
+def run(run: Run) -> Run:
+    """Run a command as on a machine without a GPU: there what is built is executed too."""
+
+    def hidden(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
+        return run(*arguments, env={"CUDA_VISIBLE_DEVICES": ""} if env is None else env)
+
+    return hidden
 
 
 @pytest.fixture(scope="session")
@@ -201,7 +212,7 @@ def test_the_vendors_runtime_is_called_where_a_gpu_is(
     """With a driver that is none it loads no engine, which is said in its words; that is all there is without a GPU."""
     rtx_gpu.plug(monkeypatch, rtx_gpu.driver(tmp_path), "89", runtime=False)
 
-    result = run("verify", engine[0], "--deep", "--model", llama)
+    result = run("verify", engine[0], "--deep", "--model", llama, env={})
 
     assert result.code == 6, result.err
     assert "tensorrt_rtx on Stand-in 0 (sm89): model.engine does not load" in result.err
