@@ -65,6 +65,7 @@ MEASUREMENTS = {
     "int8_sq": Measurement(columns="smooth", cache=True),
     "int4_awq": Measurement(columns="search", group_size=16),
     "w4a8_awq": Measurement(columns="search", group_size=16),
+    "nvfp4": Measurement(),
 }
 TOKENS = torch.arange(4 * 12).reshape(4, 12) * 5 % models.VOCAB
 
@@ -128,7 +129,7 @@ def whole(family: str, recipe: str) -> Iterator[tuple[int, str, list[Any]]]:
             config["algorithm"] = {"method": "smoothquant", "alpha": 0.5}
         for entry in config["quant_cfg"]:
             for part in entry["cfg"] if isinstance(entry.get("cfg"), list) else [entry.get("cfg")]:
-                if part is not None and "block_sizes" in part:
+                if part is not None and part.get("block_sizes", {}).get("type") == "static":
                     part["block_sizes"][-1] = 16
         quantization.quantize(model, config, lambda quantized: quantized(TOKENS))
     for layer in (0, 1):

@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import models
+from llmcompile import environment
 from llmcompile.calibration.layers import Layers
 from llmcompile.checkpoint.headers import Stored
 from llmcompile.checkpoint.reader import Reader
+from llmcompile.pipeline import making
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -428,6 +430,29 @@ def test_too_little_memory_is_said(model: Callable[[str], Path], data: Path, run
     assert result.code == 10
     assert "needed to calibrate" in result.err
     assert "--calib-seq-len" in result.err
+
+
+def test_writing_holds_what_calibration_leaves_room_for(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of --max-memory, what is not resident once the heap is trimmed."""
+    budgets: list[int] = []
+    original, plain = making.stream, environment.resident_memory
+    freed: list[None] = []
+
+    def watched(*arguments: Any, budget_bytes: int, **more: Any) -> Any:
+        budgets.append(budget_bytes)
+        return original(*arguments, budget_bytes=budget_bytes, **more)
+
+    monkeypatch.setattr(making, "stream", watched)
+    monkeypatch.setattr(environment, "trim_memory", lambda: freed.append(None))
+    monkeypatch.setattr(environment, "resident_memory", lambda: plain() if len(freed) == 0 else 900 << 20)
+    command = arguments(model("llama_gqa"), data, "fp8", "--no-validate", "--max-memory", str(4 << 30))
+
+    result = run(*command, tmp_path / "out")
+
+    assert result.code == 0, result.err
+    assert budgets == [(4 << 30) - (900 << 20) - (48 << 20)]
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8_sq"])

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 installed = pytest.mark.skipif(find_spec("modelopt") is None, reason="nvidia-modelopt is not installed")
 WIDTHS = ("n_embd", "n_inner", "hidden_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "d_model")
-RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq")
+RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
+ODD = ("falcon_7b",)
+"""Families whose queries, keys and values together are no multiple of 128, which NVFP4 needs."""
 
 
 def save(family: str, folder: Path, **config: Any) -> Path:
@@ -73,7 +75,7 @@ def test_every_recipe_is_calibrated_and_validated(
     family: str, model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
 ) -> None:
     """Outputs and scales are the model's by the same checks, and the manifest says who measured."""
-    for number, recipe in enumerate(RECIPES):
+    for number, recipe in enumerate(RECIPES[:-1] if family in ODD else RECIPES):
         cache = ("int8", "fp8")[number % 2]
 
         result = run(*arguments(model(family), data, recipe, "--kv-cache", cache), tmp_path / recipe)

@@ -20,7 +20,7 @@ from llmcompile.dtypes import BF16, FP16, FP32
 from llmcompile.exporters.trtllm.layout import make_layout
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
-from llmcompile.pipeline.job import BATCH_TOKENS, Job, View, planned, prevailing_dtype
+from llmcompile.pipeline.job import BATCH_TOKENS, Job, View, after_calibration, planned, prevailing_dtype
 from llmcompile.ranges import CACHED, GROUP_OF, GROUPS, Measured, Ranges
 from llmcompile.transforms import Array
 from llmcompile.writing import WorkDirectory
@@ -119,7 +119,8 @@ def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Ca
         ranges=ranges,
     )
     plan = planned(job.checkpoint, job.architecture, job.dims, layout)
-    return Calibrated(replace(job, layout=layout, plan=plan), _record(job, samples, ranges))
+    resources = after_calibration(job.options.build, job.resources)
+    return Calibrated(replace(job, layout=layout, plan=plan, resources=resources), _record(job, samples, ranges))
 
 
 def discard(work: WorkDirectory) -> None:

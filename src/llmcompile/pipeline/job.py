@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ _SLACK_BYTES = 48 << 20
 """What threads, staging buffers and the interpreter take beyond the process as it stands when the plan is made."""
 _VALIDATION_BYTES = 768 << 20
 """What torch, transformers and a small model take while validating."""
+_CALIBRATED_BYTES = 320 << 20
+"""What a process has more of when it has calibrated: torch, transformers, and what of the heap cannot be given back."""
 _BLOCK_BYTES = 256 << 20
 BATCH_TOKENS = 2048
 """Tokens that go through a layer at once in calibration, more or less: weights are read again for each batch."""
@@ -451,7 +454,8 @@ def _resources(
     calibration: Calibration | None,
 ) -> Resources:
     workers = min(4, environment.cores() + 1) if build.workers is None else build.workers
-    base = environment.resident_memory() + _SLACK_BYTES
+    libraries = 0 if calibration is None or "torch" in sys.modules else _CALIBRATED_BYTES
+    base = environment.resident_memory() + libraries + _SLACK_BYTES
     largest = plan.memory_bytes(1)
     budget = max(largest, BUDGET_BYTES) if build.max_memory is None else max(0, build.max_memory - base)
     available = environment.available_memory() + environment.resident_memory()
@@ -467,6 +471,14 @@ def _resources(
         workers=workers,
         memory_calibration=0 if calibration is None else calibration.memory,
     )
+
+
+def after_calibration(build: BuildOptions, resources: Resources) -> Resources:
+    """What writing may hold at once where --max-memory bounds it, with what calibration left in memory."""
+    environment.trim_memory()
+    if build.max_memory is None:
+        return resources
+    return replace(resources, budget=max(0, build.max_memory - environment.resident_memory() - _SLACK_BYTES))
 
 
 def _allocated(folder: Path) -> int:
