@@ -65,7 +65,6 @@ MEASUREMENTS = {
     "int8_sq": Measurement(columns="smooth", cache=True),
     "int4_awq": Measurement(columns="search", group_size=16),
     "w4a8_awq": Measurement(columns="search", group_size=16),
-    "nvfp4": Measurement(),
 }
 TOKENS = torch.arange(4 * 12).reshape(4, 12) * 5 % models.VOCAB
 
