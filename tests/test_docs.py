@@ -135,6 +135,18 @@ def test_the_serving_table_has_every_kind() -> None:
         assert [cell != "" for cell in row[1:]] == [kind in target.serves for target in SERVERS.values()]
 
 
+def test_the_recipe_table_says_what_the_code_does() -> None:
+    """Every recipe with its oldest GPU, its first release, and whether it needs a text."""
+    lines = [line for line in _tool().recipe_table().splitlines() if line.startswith("|")][2:]
+    rows = {cells[0].strip(" `"): cells for line in lines for cells in [line[1:-1].split("|")]}
+
+    assert list(rows) == list(versions.RECIPES)
+    for name, recipe in versions.RECIPES.items():
+        _, _, _, needs, gpu, release, *_ = (cell.strip() for cell in rows[name])
+        assert (needs == "yes") == (name in versions.CALIBRATED)
+        assert (gpu.split(":")[0], release) == (f"SM{recipe.sm}", versions.text_of(recipe.first))
+
+
 def test_every_rule_is_on_the_page() -> None:
     """docs/lint.md has a line for each rule of each target."""
     page = (ROOT / "docs" / "lint.md").read_text()

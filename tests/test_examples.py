@@ -40,6 +40,13 @@ _VARYING = (
     (rf"{_NUMBER} from float32", "... from float32"),
     (rf"{_NUMBER} \(limit {_NUMBER}\)", "... (limit ...)"),
     (rf"perplexity {_NUMBER}, the model's {_NUMBER}", "perplexity ..., the model's ..."),
+    (rf"perplexity {_NUMBER} in float32", "perplexity ... in float32"),
+    (rf"perplexity, {_NUMBER} with", "perplexity, ... with"),
+    (rf"KL {_NUMBER} nats", "KL ... nats"),
+    (rf"memory of {_NUMBER} \w+; disk", "memory of ...; disk"),
+    (rf"about {_NUMBER} \w+\n", "about ...\n"),
+    (rf"(\w+ +{_NUMBER} \w+ +\d+%) .* (any|SM\d+) +\S+\n", r"\1 ... \2 ...\n"),  # a row of quantize
+    (r"of +perplex- .*|recipe +weights .*|─+", "..."),
 )
 
 

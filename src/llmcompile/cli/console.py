@@ -262,7 +262,9 @@ class Console:
             self._out.print(Text(line, style="bold" if number < 2 else ""))
         output = str(self.report.output)
         mark = "[bold green]✓[/]" if compared.problems == [] else "[bold yellow]![/]"
-        self._out.print(f"\n{mark} [bold]{escape(output)}[/] compares {escape(compared.report.model)}")
+        recipes = sum(outcome.recipe is not None for outcome in compared.report.outcomes)
+        what = f"{recipes} recipe{'' if recipes == 1 else 's'} of {compared.report.model}, side by side"
+        self._out.print(f"\n{mark} [bold]{escape(output)}[/] has {escape(what)}")
         for name, text in quantize_lines.rows(compared.report, model, output):
             self._out.print(f"  [dim]{name:<9}[/] {escape(text)}")
 

@@ -79,7 +79,7 @@ def figure_of(report: RecipeReport) -> Figure | None:
     sizes += [] if whole is None else [whole.weights_bytes]
     unit, divisor = next((unit, divisor) for unit, divisor in _UNITS if max(sizes) >= divisor or divisor == 1)
     figure = Figure(figsize=(9, 5.4), facecolor="white")
-    axes = figure.add_axes((0.095, 0.12, 0.875, 0.72))
+    axes = figure.add_axes((0.1, 0.12, 0.875, 0.72))
     axes.set_yscale("log")
     for outcome, kl in points:
         better = outcome.recipe in report.standing.unbeaten
@@ -202,8 +202,8 @@ def _label(
                 (x, y),
                 text.get_position(),
                 textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": _LINE, "linewidth": 0.8},
-                zorder=1,
+                arrowprops={"arrowstyle": "-", "color": _POINT, "linewidth": 0.7},
+                zorder=2.6,
             )
         occupied.append(text.get_window_extent(renderer))
 

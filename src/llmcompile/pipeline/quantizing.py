@@ -252,6 +252,9 @@ def compare_recipes(comparison: Comparison, view: RecipeView, report: Report) ->
     options = comparison.options
     build = options.build
     done: dict[str, _Done] = {}
+    with report.stage("import"):
+        # Else the first recipe's time would be that of importing torch.
+        from llmcompile.validation import trtllm  # noqa: F401
     with WorkDirectory(build.output, job=_identity(comparison), resume=build.resume, force=build.force) as work:
         for number, candidate in enumerate(comparison.candidates, start=1):
             file = f"{_OUTCOMES}{candidate.name}.json"
