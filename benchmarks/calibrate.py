@@ -167,27 +167,24 @@ def main() -> None:
         convert += ["--no-validate"] if arguments.no_validate else []
         calibration = ["--calib-dataset", str(data), "--calib-size", str(arguments.calib_size)]
         calibration += ["--calib-seq-len", str(arguments.calib_seq_len), "--calibrator", arguments.calibrator]
-        plain = build("plain", [*convert, str(target)])
-        shutil.rmtree(target)
-        builds = [plain]
-        for number, recipe in enumerate(arguments.recipes.split(",")):
-            cache = ("int8", "fp8")[number % 2]
+        activations = activations_mib(arguments.calib_seq_len)
+        bound = 2 * layer_mib() + activations + interpreter
+        print(
+            f"source {size / 2**20:.0f} MiB, cp -r {copied:.2f} s; bound while calibrating: "
+            f"2 x {layer_mib():.0f} MiB of the largest layer + {activations:.0f} MiB of activations + "
+            f"{interpreter:.0f} MiB of interpreter = {bound:.0f} MiB\n"
+        )
+        print(row(["command", *STAGES, "made / cp -r", "made / plain", *(f"peak, {stage}" for stage in STAGES)]))
+        print(row(["---"] * 9), flush=True)
+        builds: list[Build] = []
+        for number, recipe in enumerate(["", *arguments.recipes.split(",")]):
+            cache = ("fp8", "int8")[number % 2]
+            words = [*calibration, "--quantization", recipe, "--kv-cache", cache] if recipe != "" else []
             read(source)
-            words = [*convert, *calibration, "--quantization", recipe, "--kv-cache", cache, str(target)]
-            builds.append(build(f"{recipe}, {cache} cache", words))
+            one = build(f"{recipe}, {cache} cache" if recipe != "" else "plain", [*convert, *words, str(target)])
+            builds.append(one)
+            print(row(figures(one, copied, builds[0])), flush=True)
             shutil.rmtree(target)
-    activations = activations_mib(arguments.calib_seq_len)
-    bound = 2 * layer_mib() + activations + interpreter
-    print(
-        f"source {size / 2**20:.0f} MiB, cp -r {copied:.2f} s; bound while calibrating: "
-        f"2 x {layer_mib():.0f} MiB of the largest layer + {activations:.0f} MiB of activations + "
-        f"{interpreter:.0f} MiB of interpreter = {bound:.0f} MiB\n"
-    )
-    heads = [f"{stage}, peak" for stage in STAGES]
-    print(row(["command", *STAGES, "made / cp -r", "made / plain", *heads]))
-    print(row(["---"] * 9))
-    for one in builds:
-        print(row(figures(one, copied, plain)))
     if arguments.json is not None:
         facts = {"source_mib": size / 2**20, "cp_seconds": copied, "interpreter_mib": interpreter, "bound_mib": bound}
         arguments.json.write_text(json.dumps({**facts, "builds": [asdict(one) for one in builds]}, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 import models
+from llmcompile.calibration import modelopt
 from llmcompile.calibration.layers import Layers
+from llmcompile.validation.reference import Weights
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -107,6 +110,29 @@ def test_scales_of_fp8_are_those_of_our_own_measuring(
     ]
     assert records[0]["cache"] == pytest.approx(records[1]["cache"], rel=1e-6)
     assert (records[0]["inputs"], records[1]["calibrator"]) == ({}, "llmcompile")
+
+
+@installed
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "int4_awq", "w4a8_awq"])
+def test_one_layer_is_in_memory_at_a_time(
+    recipe: str, data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a layer is given its parameters, those of the layers before it are gone."""
+    folder = save("llama_gqa", tmp_path / "model", num_hidden_layers=4)
+    live: list[list[weakref.ref[torch.Tensor]]] = []
+    original = modelopt._fill
+
+    def watched(layers: Layers, layer: int, weights: Weights) -> None:
+        assert [name for before in live for name in before if name() is not None] == []
+        original(layers, layer, weights)
+        live.append([weakref.ref(parameter) for parameter in layers.modules[layer].parameters()])
+
+    monkeypatch.setattr(modelopt, "_fill", watched)
+
+    result = run(*arguments(folder, data, recipe, "--no-validate"), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    assert [len(parameters) for parameters in live] == [9] * 4
 
 
 class Stopped(BaseException):

@@ -153,7 +153,7 @@ def measure_layer(
                 group: _measured(layer, found, seen[group], weights=weights, measurement=measurement, dtype=dtype)
                 for group, found in matrices.items()
             }
-    layers.modules[layer] = nn.Identity()
+    _empty(layers, layer)
     return LayerRanges(linears, float(cache.compute_amax()) if measurement.cache else None)
 
 
@@ -219,6 +219,14 @@ def _fill(layers: Layers, layer: int, weights: Weights) -> None:
                 hint = "look for NaN in the checkpoint"
                 raise CheckpointError(stored, "a weight that is NaN or infinite", "finite numbers", hint)
             module.register_parameter(name, nn.Parameter(values.to(torch.float32, copy=True), requires_grad=False))
+
+
+def _empty(layers: Layers, layer: int) -> None:
+    """Let go of a layer's numbers now: its modules refer to one another, and may stay until they are collected."""
+    for module in layers.modules[layer].modules():
+        module._parameters.clear()
+        module._buffers.clear()
+    layers.modules[layer] = nn.Identity()
 
 
 def _config(preset: Mapping[str, Any], recipe: str, group_size: int) -> dict[str, Any]:
