@@ -24,6 +24,8 @@ TESTED_LIMITS = {
     "neuron-lmi-cache": ("bf16", 2, 2, 16),
     "neuron-nxd": ("bf16", 2, 2, 16),
     "neuron-lowered": ("fp32", 2, 2, 16),
+    "rtx-engine": ("fp16", 1, 8, 16),
+    "onnx": ("fp16", 1, 8, 16),
     "hf": ("fp32", 1, None, 20),
 }
 """Kind -> element type, degree, sequences at once and tokens that serving_artifacts asks for."""

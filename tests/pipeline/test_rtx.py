@@ -100,6 +100,27 @@ def test_an_artifact_is_verified_by_its_bytes_and_its_numbers(
     assert "agrees with" in result.out
 
 
+@pytest.mark.parametrize("target", ["lmi", "triton", "rayllm", "ray-serve", "sagemaker", "tgi"])
+def test_an_engine_is_packaged_for_no_server(
+    target: str, engine: tuple[Path, Result], run: Run, tmp_path: Path
+) -> None:
+    """Each says that no server runs TensorRT for RTX, and what does."""
+    needed = {
+        "rayllm": ("--model-id", "org/tiny", "--bucket-uri", "s3://bucket/tiny/"),
+        "sagemaker": (
+            *("--role-arn", "arn:aws:iam::123456789012:role/serving"),
+            *("--s3-uri", "s3://bucket/tiny/", "--region", "us-east-1"),
+        ),
+    }
+
+    result = run("package", target, *needed.get(target, ()), engine[0], tmp_path / "out")
+
+    assert result.code == 4, result.err
+    assert "does not serve an engine of TensorRT for RTX" in result.err
+    assert "tensorrt_rtx" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def _swapped(floats: dict[str, npt.NDArray[Any]]) -> None:
     first, second = "model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight"
     floats[first], floats[second] = floats[second].copy(), floats[first].copy()
@@ -234,6 +255,9 @@ def test_an_onnx_model_alone_serves_on_a_cpu(run: Run, tmp_path: Path, monkeypat
     record = rtx_artifacts.read(tmp_path / "OUT").rtx
     assert record is not None
     assert (record.status, record.executed, record.execution, record.tensorrt_rtx) == ("onnx", None, None, None)
+    packaged = run("package", "triton", tmp_path / "OUT", tmp_path / "package")
+    assert packaged.code == 4
+    assert "REPOSITORY/NAME/1/model.onnx/" in packaged.err
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"```python\n(.*?)```", (DOCS / "formats" / "tensorrt-rtx.md").read_text(), flags=re.DOTALL)
     scope: dict[str, Any] = {}

@@ -122,10 +122,6 @@ def open_artifact(path: Path) -> Artifact:
             raise CheckpointError(
                 str(path), found, "an artifact", "build the recipe you choose: llmcompile build trtllm"
             )
-        if manifest.rtx is not None:
-            found = "an artifact for TensorRT for RTX, which no server here loads"
-            hint = "serve OUTPUT/onnx with ONNX Runtime, or the engine with TensorRT for RTX"
-            raise CheckpointError(str(path), found, "an artifact of another backend", hint)
         return _of_ours(path, manifest, tree)
     if "config.json" not in tree.files:
         raise CheckpointError(
@@ -159,7 +155,10 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     dtype = pretrained.get("dtype", options.get("dtype"))
     if neuron is not None and neuron.via == "optimum":
         dtype = _optimum_dtype(tree, options)
-    sequence = built.get("max_seq_len", options.get("sequence_length"))
+    sequence = built.get("max_seq_len", options.get("longest" if manifest.rtx is not None else "sequence_length"))
+    batch = built.get("max_batch_size", options.get("batch_size"))
+    if manifest.rtx is not None:
+        batch = int(str(batch).rpartition(",")[2])  # "1,4,16": the most
     parts = [_count(built.get(key)) for key in ("max_input_len", "max_output_len")]
     if sequence is None and None not in parts:
         sequence = sum(part for part in parts if part is not None)
@@ -176,8 +175,8 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
         tp=_degree(pretrained, "tp_size", options.get("tp"), ranks),
         pp=_degree(pretrained, "pp_size", options.get("pp"), 1),
         dtype=_DTYPES.get(str(dtype).removeprefix("torch.")),
-        task="text-generation" if neuron is None else neuron.task,
-        batch_size=_count(built.get("max_batch_size", options.get("batch_size"))),
+        task=_task(manifest),
+        batch_size=_count(batch),
         sequence_length=_count(sequence),
         input_length=_count(built.get("max_input_len")),
         beam_width=_count(built.get("max_beam_width", options.get("num_beams"))),
@@ -241,6 +240,8 @@ def _kind(manifest: records.Manifest) -> Kind:
         return "ft"
     if manifest.backend == "trtllm":
         return "trtllm-checkpoint" if manifest.engine is None else "trtllm-engine"
+    if manifest.rtx is not None:
+        return "onnx" if manifest.rtx.status == "onnx" else "rtx-engine"
     assert manifest.neuron is not None
     if manifest.neuron.status == "lowered":
         return "neuron-lowered"
@@ -252,6 +253,12 @@ def _kind(manifest: records.Manifest) -> Kind:
         "nxd": "neuron-nxd",
     }
     return layouts[manifest.neuron.layout]
+
+
+def _task(manifest: records.Manifest) -> str:
+    if manifest.rtx is not None:
+        return manifest.rtx.task
+    return "text-generation" if manifest.neuron is None else manifest.neuron.task
 
 
 def _optimum_dtype(tree: Tree, options: Mapping[str, Any]) -> object:
@@ -271,6 +278,8 @@ def _optimum_dtype(tree: Tree, options: Mapping[str, Any]) -> object:
 def _compiler(manifest: records.Manifest) -> str | None:
     if manifest.engine is not None:
         return manifest.engine.tensorrt_llm
+    if manifest.rtx is not None:
+        return manifest.rtx.tensorrt_rtx
     return None if manifest.neuron is None else manifest.neuron.compiler
 
 

@@ -27,9 +27,12 @@ Kind = Literal[
     "neuron-lmi-cache",
     "neuron-nxd",
     "neuron-lowered",
+    "rtx-engine",
+    "onnx",
     "hf",
 ]
-"""What can be packaged. neuron-lowered: graphs that are not compiled yet, in any layout; hf: a Hugging Face folder."""
+"""What can be packaged. neuron-lowered: graphs that are not compiled yet, in any layout; rtx-engine: engines of
+TensorRT for RTX, with or without their ONNX model; hf: a Hugging Face folder."""
 KINDS: Mapping[Kind, str] = MappingProxyType(
     {
         "ft": "FasterTransformer files",
@@ -41,6 +44,8 @@ KINDS: Mapping[Kind, str] = MappingProxyType(
         "neuron-lmi-cache": "a Neuron export in the layout lmi-cache",
         "neuron-nxd": "a Neuron export in the layout nxd",
         "neuron-lowered": "a Neuron export that is not compiled yet",
+        "rtx-engine": "an engine of TensorRT for RTX",
+        "onnx": "an ONNX model",
         "hf": "a Hugging Face checkpoint",
     }
 )
@@ -248,6 +253,22 @@ class Target(Generic[O]):
 def without_neuron(why: str) -> dict[Kind, tuple[str, str]]:
     """The refusals of a server that knows no Neuron: for each such kind, why, and the server that takes it."""
     return {kind: (why, instead) for kind, instead in _NEURON_ELSEWHERE.items()}
+
+
+def without_rtx(why: str) -> dict[Kind, tuple[str, str]]:
+    """The refusals of a server that runs neither engines of TensorRT for RTX nor ONNX models: why, and what does."""
+    return {
+        "rtx-engine": (
+            why,
+            "load ARTIFACT/engine with tensorrt_rtx in a program of yours, by llmcompile.json; for GPUs of servers: "
+            "llmcompile build trtllm",
+        ),
+        "onnx": (
+            why,
+            'onnxruntime.InferenceSession("ARTIFACT/onnx/model.onnx") in a program of yours; or the checkpoint it was '
+            "made of: llmcompile package --help says who serves those",
+        ),
+    }
 
 
 def release_of(asked: str, releases: Iterable[str]) -> str | None:

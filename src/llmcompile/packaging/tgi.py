@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompile.errors import CheckpointError, OptionsError
 from llmcompile.packaging import compose, dotenv, neuron_env
 from llmcompile.packaging.neuron_env import DECODERS, IMAGES, Image, Record
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_rtx
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -213,6 +213,7 @@ REFUSALS: Mapping[Kind, tuple[str, str]] = {
         "llmcompile export neuron --from-lowered ARTIFACT COMPILED; for this server: " + _OTHER,
     ),
     "hf": ("the images for Neuron would compile it when they start; those for GPUs take the folder as it is", _GPU),
+    **without_rtx("its images for Neuron run compiled graphs, those for GPUs checkpoints"),
 }
 
 TARGET = Target(

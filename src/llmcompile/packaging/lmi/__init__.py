@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_rtx
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -91,6 +91,7 @@ _REFUSALS: Mapping[Kind, tuple[str, str]] = {
         " neuron.batch_size of config.json, which an encoder's has not",
         "llmcompile export neuron --layout lmi-split, or llmcompile package tgi",
     ),
+    **without_rtx("none of its engines that packages are made for runs one"),
 }
 
 RULES: Mapping[str, str] = {

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 from llmcompile.packaging.ray_serve.engine_args import DTYPES
 from llmcompile.packaging.ray_serve.releases import RELEASES
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_neuron
+from llmcompile.packaging.target import (
+    Finding,
+    Kind,
+    Package,
+    Request,
+    Serving,
+    Target,
+    flag,
+    without_neuron,
+    without_rtx,
+)
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -147,6 +157,7 @@ _REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
             _TRTLLM[0],
             f"llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then package triton; or {_BUILD}",
         ),
+        **without_rtx("its engine is vLLM, which reads checkpoints"),
         **without_neuron(_NO_NEURON),
     }
 )

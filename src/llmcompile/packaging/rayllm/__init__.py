@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_neuron
+from llmcompile.packaging.target import (
+    Finding,
+    Kind,
+    Package,
+    Request,
+    Serving,
+    Target,
+    flag,
+    without_neuron,
+    without_rtx,
+)
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -107,6 +117,7 @@ _REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
             "servers load engines",
             "on the GPU host, type: llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE",
         ),
+        **without_rtx(_CONVERTED),
         **without_neuron("it knows no Neuron"),
     }
 )

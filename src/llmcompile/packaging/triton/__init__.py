@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmcompile.packaging.target import Finding, Package, Request, Serving, Target, flag, without_neuron
+from llmcompile.packaging.target import (
+    Finding,
+    Package,
+    Request,
+    Serving,
+    Target,
+    flag,
+    without_neuron,
+    without_rtx,
+)
 from llmcompile.packaging.triton.generations import GENERATIONS, generation_of
 
 if TYPE_CHECKING:
@@ -139,6 +148,12 @@ TARGET: Target[TritonOptions] = Target(
                 "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then package ENGINE",
             ),
             **without_neuron("Triton's backends are for GPUs and CPUs"),
+            **without_rtx("it has no backend for TensorRT for RTX"),
+            "onnx": (
+                "a package of it is not made; its onnxruntime backend loads one from a folder that you make",
+                'copy ARTIFACT/onnx/* to REPOSITORY/NAME/1/model.onnx/ and write backend: "onnxruntime" into '
+                "REPOSITORY/NAME/config.pbtxt; llmcompile package triton takes the checkpoint it was made of",
+            ),
         }
     ),
     plan=plan,
