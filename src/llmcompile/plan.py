@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Protocol, TypeAlias
 
@@ -126,6 +126,7 @@ class Combine:
             over as float32, whatever they are stored as; integers as they are.
         operands: The roles of each operand, joined as a row's roles are.
         scalar: Whether the result has one element; the first operand's shape otherwise.
+        axes: Of a scalar: 1 or 0.
         rank: Whether the number of the rank, of one element, is handed over as one more operand, the last.
         fault: Values of one tensor of an operand -> what is wrong with them; "" for nothing.
     """
@@ -133,6 +134,7 @@ class Combine:
     function: Callable[[Sequence[Array]], Array]
     operands: tuple[tuple[str, ...], ...]
     scalar: bool = False
+    axes: int = 1
     rank: bool = False
     fault: Callable[[Array], str] = lambda values: ""
 
@@ -151,6 +153,7 @@ class Row:
         dtype: Element type; None for the artifact's.
         when: Facts that must be true, as in `architectures.spec.Tensor.when`.
         layer: The one layer this row is for; None for every layer its roles have.
+        expert: The one expert this row is for, of roles that are repeated for experts.
         tensor: Name in a safetensors file, `{layer}` counted from the first of the pipeline stage; "" when the file is
             the tensor's bytes alone.
         stage: The pipeline stage that has a tensor without layer: "first", "last", or "" for all.
@@ -175,6 +178,7 @@ class Row:
     dtype: DType | None = None
     when: str = ""
     layer: int | None = None
+    expert: int | None = None
     tensor: str = ""
     stage: str = ""
     uneven: str = ""
@@ -371,6 +375,7 @@ class Plan:
         tensors_read: Names of stored tensors read.
         headers: Files that hold several tensors -> the bytes they begin with; the steps that name such a file add to
             it one after the other, in the order of `steps`.
+        texts: Small text files that follow from which file holds what: name -> content.
         unpackable: What stands in the way of whoever shall pack plain matrices later, by `Row.later`.
     """
 
@@ -380,6 +385,7 @@ class Plan:
     tensors_read: tuple[str, ...]
     headers: Mapping[str, bytes]
     unpackable: tuple[Problem, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -644,6 +650,38 @@ def make_plan(
     )
 
 
+def sharded(plan: Plan, most_bytes: int) -> Plan:
+    """Divide a plan whose steps all add to one file among files of at most `most_bytes` of tensors, in disk order.
+
+    A step's tensors stay together; one that is larger has a file of its own. Names and the index are transformers'; a
+    single file keeps its name and needs no index.
+
+    Source: huggingface/huggingface_hub@main:src/huggingface_hub/serialization/_base.py (split_state_dict_into_shards).
+    """
+    number: dict[int, int] = {}
+    last, held = 1, 0
+    for step in sorted(plan.steps, key=lambda step: step.position):
+        if held > 0 and held + step.file_bytes > most_bytes:
+            last, held = last + 1, 0
+        number[id(step)], held = last, held + step.file_bytes
+    if last == 1:
+        return plan
+    steps = sorted(plan.steps, key=lambda step: (number[id(step)], step.alignment, step.position))
+    moved = tuple(replace(step, files=(_shard(step.files[0], number[id(step)], last),)) for step in steps)
+    index = {
+        "metadata": {"total_size": sum(step.file_bytes for step in moved)},
+        "weight_map": dict(sorted((tensor.name, step.files[0]) for step in moved for tensor in step.tensors)),
+    }
+    texts = {f"{plan.steps[0].files[0]}.index.json": json.dumps(index, indent=2) + "\n"}
+    return replace(plan, steps=moved, headers=_headers(moved), texts=texts)
+
+
+def _shard(file: str, number: int, last: int) -> str:
+    """The name of one of several files: model-00001-of-00002.safetensors."""
+    stem, _, ending = file.rpartition(".")
+    return f"{stem}-{number:05d}-of-{last:05d}.{ending}"
+
+
 def _headers(steps: Sequence[Step]) -> dict[str, bytes]:
     """The safetensors header of every file that holds tensors: a JSON object, its length before it, padded to eight.
 
@@ -852,7 +890,7 @@ class _Joiner:
 
     def _pieces(self, row: Row, roles: Sequence[str], layer: int | None, ep: int) -> tuple[Piece, ...] | None:
         """The pieces of `roles`, for every expert of the group `ep` where the row is about experts."""
-        experts: Sequence[int | None] = [None]
+        experts: Sequence[int | None] = [row.expert]
         if row.experts:
             size = self.dims.sizes["experts"] // self.grid.moe_ep
             experts = range(ep * size, (ep + 1) * size)
@@ -885,7 +923,7 @@ class _Joiner:
         name = row.tensor if local is None else row.tensor.replace("{layer}", str(local))
         shape = _tensor_shape(row, pieces if row.combine is None else operands[0], ranks)
         if row.combine is not None and row.combine.scalar:
-            shape = (1,)
+            shape = (1,) * row.combine.axes
         tensors: tuple[TensorSpec, ...] = (TensorSpec(name, dtype, shape),)
         misfit = _misfit(row, shape)
         if misfit is not None:

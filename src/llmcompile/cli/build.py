@@ -251,6 +251,13 @@ def _tensor_parallel(tp: int | None, pp: int, world_size: int | None) -> int:
     return world_size // pp
 
 
+def _version(given: str | None, target: str) -> str:
+    """The release the artifact is for."""
+    if given is not None:
+        return given
+    return versions.LLMAPI_VERSION if target == "llmapi" else TrtllmOptions.trtllm_version
+
+
 def _refuse_words(output: Path, words: list[str]) -> None:
     """A second word without a flag: mostly a flag's second value, which would make its first neighbour OUTPUT."""
     if words == []:
@@ -665,18 +672,44 @@ def trtllm(
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = False,
-    trtllm_version: Annotated[
+    target: Annotated[
         str,
+        typer.Option(
+            "--target",
+            envvar="LLMCOMPILE_TARGET",
+            metavar="WORD",
+            help="engine; or llmapi: a Hugging Face folder, quantized or not, for the LLM API, which is what 1.3 and "
+            "later serve instead of engines.",
+            rich_help_panel=params.BUILD,
+        ),
+    ] = TrtllmOptions.target,
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            "--shard-size",
+            "--shard_size",
+            "--max-shard-size",
+            "--max_shard_size",
+            envvar="LLMCOMPILE_SHARD_SIZE",
+            parser=params.size,
+            metavar="SIZE",
+            help="Largest file of weights, with --target llmapi.",
+            rich_help_panel=params.BUILD,
+        ),
+    ] = TrtllmOptions.shard_size,
+    trtllm_version: Annotated[
+        str | None,
         typer.Option(
             "--trtllm-version",
             "--trtllm_version",
             envvar="LLMCOMPILE_TRTLLM_VERSION",
             metavar="VERSION",
             help=f"TensorRT-LLM the artifact is for: {versions.text_of(versions.FIRST_SUPPORTED)} to "
-            f"{versions.LAST_VERSION}.",
+            f"{versions.LAST_VERSION}, which is the default; with --target llmapi "
+            f"{versions.text_of(versions.FIRST_LLMAPI)} or later, {versions.LLMAPI_VERSION} by default.",
             rich_help_panel=params.TOOLCHAIN,
         ),
-    ] = TrtllmOptions.trtllm_version,
+    ] = None,
     stop_after: Annotated[
         str | None,
         typer.Option(
@@ -802,14 +835,16 @@ def trtllm(
 ) -> None:
     """Build a TensorRT-LLM engine: OUTPUT/engine, or OUTPUT/checkpoint with --stop-after checkpoint.
 
+    With --target llmapi, OUTPUT is a Hugging Face folder that the LLM API serves, and nothing is compiled.
+
     Flags of convert_checkpoint.py and trtllm-build keep their spelling and meaning, but for --dry_run, and for
     --workers, which is --build-workers here.
     """
     from llmcompile.cli.console import Console
 
     with Console(command="build trtllm", json=json, quiet=quiet, log_format=log_format.value) as console:
-        target = _output(output, output_dir)
-        _refuse_words(target, context.args)
+        folder = _output(output, output_dir)
+        _refuse_words(folder, context.args)
         upstream = {
             "use_weight_only": use_weight_only,
             "weight_only_precision": weight_only_precision,
@@ -827,7 +862,7 @@ def trtllm(
         options = TrtllmOptions(
             build=BuildOptions(
                 model=_model(model, from_checkpoint),
-                output=target,
+                output=folder,
                 revision=revision,
                 cache_dir=cache_dir,
                 token=token,
@@ -843,6 +878,7 @@ def trtllm(
                 workers=workers,
                 allow_overflow=allow_overflow,
             ),
+            target=target,
             tp=_tensor_parallel(tp, pp, world_size),
             pp=pp,
             dtype=DTYPE_WORDS.get(dtype, dtype),
@@ -861,7 +897,7 @@ def trtllm(
             moe_tp=None if moe_tp == -1 else moe_tp,
             moe_ep=None if moe_ep == -1 else moe_ep,
             max_position_embeddings=max_position_embeddings,
-            trtllm_version=trtllm_version,
+            trtllm_version=_version(trtllm_version, target),
             stop_after=stop_after,
             from_checkpoint=from_checkpoint,
             keep_checkpoint=keep_checkpoint,
@@ -873,6 +909,7 @@ def trtllm(
             input_timing_cache=input_timing_cache,
             output_timing_cache=output_timing_cache,
             eval_text=eval_text,
+            shard_size=shard_size,
             engine=settings,
         )
         unused = dict.fromkeys(name for name, _ in settings)

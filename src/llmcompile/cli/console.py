@@ -881,7 +881,7 @@ def _elements(job: Job) -> str:
 
 
 def _quantized(job: Job) -> str:
-    """`quant_algo` as config.json has it, and the byte layout where there are two."""
+    """`quant_algo` as config.json or hf_quant_config.json has it, and the byte layout where there are two."""
     for name, text in job.layout.texts.items():
         if not name.endswith("config.json"):
             continue
@@ -896,7 +896,9 @@ def _quantized(job: Job) -> str:
 def _build_line(options: Options, toolchain: Toolchain | None) -> Iterator[str]:
     if options.backend != "trtllm":
         return
-    if options.stop_after is not None:
+    if options.target == "llmapi":
+        yield f"build  nothing: TensorRT-LLM {options.trtllm_version} serves it as it is"
+    elif options.stop_after is not None:
         yield f"build  nothing, by --stop-after {options.stop_after}; for TensorRT-LLM {options.trtllm_version}"
     elif toolchain is None:
         yield f"build  engine/: no builder of TensorRT-LLM {options.trtllm_version} found"
@@ -1044,14 +1046,14 @@ def _job_rows(job: Job, report: Report) -> list[tuple[str, str]]:
     write = report.stages.get("write", 0.0)
     rate = job.plan.output_bytes / max(write, 1e-9)
     held = any(record.path.startswith(job.layout.folder) for record in manifest.files)
+    place = "engine/" if not held else "the folder" if job.layout.folder == "" else job.layout.folder
     mapping = _mapping(job).strip(" ()") if _mapping(job) != "" else f"tp {job.layout.ranks}"
     total = _size(sum(record.bytes for record in manifest.files))
     return [
         ("model", f"{job.located.label} · {_shape(job)}"),
         (
             "artifact",
-            f"{job.layout.folder if held else 'engine/'} · {mapping} · {_elements(job)} · "
-            f"{len(manifest.files) + 1} files, {total}",
+            f"{place} · {mapping} · {_elements(job)} · {len(manifest.files) + 1} files, {total}",
         ),
         ("engine", _engine_line(manifest.engine)),
         ("validated", _validated_line(manifest.validation)),
@@ -1109,6 +1111,12 @@ def _engine_line(engine: Engine | None) -> str:
 def _next_rows(job: Job, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """What to type next."""
     output = str(job.options.build.output)
+    if job.options.backend == "trtllm" and job.options.target == "llmapi":
+        flag = "--config" if job.options.release >= (1, 3) else "--extra_llm_api_options"
+        folder = shlex.quote(output)
+        yield "next", f"on the GPU host: trtllm-serve {folder} {flag} {shlex.quote(f'{output}/model.yaml')}"
+        yield "or", f"llmcompile package {folder} triton (or lmi, ray-serve)"
+        return
     if job.options.backend != "trtllm" or manifest.engine is not None:
         yield "next", f"llmcompile verify {shlex.quote(output)}"
         return
@@ -1146,6 +1154,8 @@ def _kind_of(options: Options) -> Kind:
     """What kind of artifact a build without graphs makes."""
     if options.backend == "ft":
         return "ft"
+    if getattr(options, "target", None) == "llmapi":
+        return "hf"
     return "trtllm-checkpoint" if getattr(options, "stop_after", None) == "checkpoint" else "trtllm-engine"
 
 

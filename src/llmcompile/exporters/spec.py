@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llmcompile.dtypes import DType
 from llmcompile.errors import Problem
@@ -29,6 +30,8 @@ class Layout:
         pp: Pipeline stages the layers are dealt to.
         moe_ep: Ranks the experts are dealt to.
         measurement: What must be measured before the rows can be written; None where nothing depends on data.
+        config: Text of the artifact's config.json, from the model's own; None where that is carried along as it is.
+        shard_bytes: Largest file of tensors, where the rows' one file may be several; None where it may not.
     """
 
     backend: str
@@ -44,3 +47,5 @@ class Layout:
     pp: int = 1
     moe_ep: int = 1
     measurement: Measurement | None = None
+    config: Callable[[Mapping[str, Any]], str] | None = None
+    shard_bytes: int | None = None

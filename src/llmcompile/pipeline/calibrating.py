@@ -17,7 +17,7 @@ from llmcompile.architectures.spec import Dims
 from llmcompile.checkpoint.headers import Stored
 from llmcompile.checkpoint.reader import Reader
 from llmcompile.dtypes import BF16, FP16, FP32
-from llmcompile.exporters.trtllm.layout import make_layout
+from llmcompile.exporters.trtllm.backend import make_layout
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline.job import BATCH_TOKENS, Job, View, after_calibration, planned, prevailing_dtype

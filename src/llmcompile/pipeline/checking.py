@@ -56,7 +56,7 @@ def verify_numbers(
     atol: float | None,
     rtol: float | None,
 ) -> validating.Validated:
-    """Run the numeric validation of FasterTransformer files or of a TensorRT-LLM checkpoint, ours or anybody's.
+    """Run the numeric validation of FasterTransformer files or of a checkpoint for TensorRT-LLM, ours or anybody's.
 
     Args:
         artifact: An artifact, or the folder in it that holds the tensors.
@@ -82,6 +82,11 @@ def verify_numbers(
     checkpoint = open_checkpoint(located.root)
     architecture = lookup(checkpoint.config, checkpoint.tensors)
     dims = architecture.dims(checkpoint.config)
+    if kind == "llmapi":
+        from llmcompile.validation import llmapi
+
+        unified = validating.llmapi_subject(checkpoint, dims, folder=folder, eval_text=None, overflow_accepted=False)
+        return validating.run(llmapi, unified, 1, view, atol, rtol, False)
     if kind == "trtllm":
         from llmcompile.validation import trtllm
 
@@ -141,14 +146,16 @@ def _find(artifact: Path) -> tuple[str, Path]:
         for part in (folder, folder / "encoder"):
             if (part / "config.json").is_file() and (part / "rank0.safetensors").is_file():
                 return "trtllm", folder.absolute()
+    if (artifact / "config.json").is_file() and any(artifact.glob("model*.safetensors")):
+        return "llmapi", artifact.absolute()
     if any(artifact.glob("graphs/*.hlo.pb")) or (artifact / "model.neuron").is_file():
         return "neuron", artifact.absolute()
     if any(artifact.glob("onnx/*.onnx")) or any(artifact.glob("engine/*.engine")):
         return "tensorrt-rtx", artifact.absolute()
     raise CheckpointError(
         str(artifact),
-        "neither a <ranks>-gpu folder with config.ini, nor rank0.safetensors beside config.json, nor graphs/, "
-        "nor onnx/",
+        "neither a <ranks>-gpu folder with config.ini, nor rank0.safetensors or model.safetensors beside config.json, "
+        "nor graphs/, nor onnx/",
         "a FasterTransformer artifact, a TensorRT-LLM checkpoint, a Neuron artifact or one for TensorRT for RTX",
         "check the path; an engine without its checkpoint cannot be run here",
     )

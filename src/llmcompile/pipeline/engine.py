@@ -32,7 +32,7 @@ _SCRATCH = ".building"
 
 def wanted(options: Options) -> TypeGuard[TrtllmOptions]:
     """Whether an engine is asked for."""
-    return isinstance(options, TrtllmOptions) and options.stop_after is None
+    return isinstance(options, TrtllmOptions) and options.target == "engine" and options.stop_after is None
 
 
 def find(options: Options, layout: Layout) -> Toolchain | None:

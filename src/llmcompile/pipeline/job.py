@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -38,7 +38,7 @@ from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
-from llmcompile.plan import Plan, make_plan
+from llmcompile.plan import Plan, make_plan, sharded
 from llmcompile.ranges import STEPS
 from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 
@@ -181,7 +181,13 @@ class Job:
     @property
     def files(self) -> int:
         """Files the artifact will have, the manifest included."""
-        return len(self.plan.files) + len(self.layout.texts) + len(self.checkpoint.auxiliary) + 1
+        return len(self.plan.files) + len({*self.texts, *self.checkpoint.auxiliary}) + 1
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """The small text files, by path in the artifact."""
+        found = texts(self.checkpoint, self.layout, self.plan)
+        return {self.layout.folder + name: text for name, text in found.items()}
 
 
 @dataclass
@@ -272,7 +278,7 @@ def prepare_opened(
 
 def planned(checkpoint: Checkpoint, architecture: Architecture, dims: Dims, layout: Layout) -> Plan:
     """The work of making an artifact."""
-    return make_plan(
+    plan = make_plan(
         architecture,
         dims,
         checkpoint.tensors,
@@ -283,6 +289,13 @@ def planned(checkpoint: Checkpoint, architecture: Architecture, dims: Dims, layo
         pp=layout.pp,
         moe_ep=layout.moe_ep,
     )
+    return plan if layout.shard_bytes is None else sharded(plan, layout.shard_bytes)
+
+
+def texts(checkpoint: Checkpoint, layout: Layout, plan: Plan) -> Mapping[str, str]:
+    """The small text files of an artifact, relative to the layout's folder: name -> content."""
+    config = {} if layout.config is None else {"config.json": layout.config(checkpoint.config)}
+    return {**layout.texts, **config, **plan.texts}
 
 
 def _with_what_comes_later(options: Options, layout: Layout, plan: Plan) -> tuple[Layout, tuple[LlmCompileError, ...]]:
@@ -301,7 +314,7 @@ def _text_errors(options: Options, layout: Layout, scored: bool) -> Iterator[Llm
     """Why --eval-text cannot be scored: said before any work."""
     if not isinstance(options, TrtllmOptions) or options.eval_text is None or len(layout.refusals) > 0:
         return
-    if engine.contents(layout).recipe is None and not scored:
+    if _unquantized(options, layout) and not scored:
         found = "given for a checkpoint that is not quantized, which is compared number by number"
         yield OptionsError("--eval-text", found, "--quantization", "drop --eval-text")
     try:
@@ -310,6 +323,12 @@ def _text_errors(options: Options, layout: Layout, scored: bool) -> Iterator[Llm
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         yield OptionsError("--eval-text", f"{options.eval_text}: {reason}", "a text in UTF-8", "choose another file")
+
+
+def _unquantized(options: TrtllmOptions, layout: Layout) -> bool:
+    if options.target == "llmapi":
+        return options.quantization is None
+    return engine.contents(layout).recipe is None
 
 
 def _calibrator_errors(options: Options, layout: Layout) -> Iterator[LlmCompileError]:

@@ -111,7 +111,7 @@ def identity(job: Job) -> dict[str, Any]:
         "options": dict(_recorded(job)),
         "sources": [[file.name, file.size_bytes, file.modified_ns] for file in job.checkpoint.files],
         "auxiliary": {name: hash_file(job.checkpoint.root / name).sha256 for name in job.checkpoint.auxiliary},
-        "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in job.layout.texts.items()},
+        "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in job.texts.items()},
     }
 
 
@@ -149,10 +149,11 @@ def write_tensors(job: Job, work: WorkDirectory, view: View) -> Streamed:
 
 
 def _write_texts(job: Job, work: WorkDirectory) -> None:
-    for name, text in job.layout.texts.items():
-        work.write_bytes(job.layout.folder + name, text.encode())
+    for name, text in job.texts.items():
+        work.write_bytes(name, text.encode())
     for name in job.checkpoint.auxiliary:
-        work.write_bytes(name, contained(job.checkpoint.root, name).read_bytes())
+        if name not in job.texts:
+            work.write_bytes(name, contained(job.checkpoint.root, name).read_bytes())
 
 
 def refuse_overflow(job: Job, streamed: Streamed) -> None:
@@ -198,7 +199,10 @@ def _manifest(
         records.FileRecord(path=file.name, bytes=file.size_bytes, sha256=streamed.source_sha256[file.name])
         for file in checkpoint.files
     ]
-    auxiliary = records.file_records((name, work.finished[name]) for name in checkpoint.auxiliary)
+    auxiliary = records.file_records(
+        (name, hash_file(contained(checkpoint.root, name)) if name in job.texts else work.finished[name])
+        for name in checkpoint.auxiliary
+    )
     return records.Manifest(
         tool=records.Tool(version=__version__),
         backend=job.options.backend,
@@ -233,7 +237,7 @@ def _manifest(
 
 def deviations(job: Job) -> Iterator[records.Deviation]:
     """One record per file; a pattern without one is about a file left out, for tensors the checkpoint repeats."""
-    files = [*job.plan.files, *job.layout.texts]
+    files = [*job.plan.files, *(name.removeprefix(job.layout.folder) for name in job.texts)]
     repeated = any(reason.startswith("tied") for reason in job.plan.ignored.values())
     for pattern, reason in job.layout.deviations.items():
         matching = [file for file in files if fnmatchcase(file, pattern)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmcompile.exporters.trtllm.toolchain import Toolchain
     from llmcompile.pipeline.neuron.planning import Export
     from llmcompile.pipeline.rtx.planning import Build
-    from llmcompile.validation import ft, neuron, rtx, traced, trtllm
+    from llmcompile.validation import ft, llmapi, neuron, rtx, traced, trtllm
     from llmcompile.validation.calibrated import Calibration
     from llmcompile.validation.checks import Check, Finding, Quality
     from llmcompile.validation.tolerances import Dtype
@@ -118,6 +118,30 @@ def trtllm_subject(
         overflow_accepted=overflow_accepted,
         calibration=calibration,
         scored=scored,
+    )
+
+
+def llmapi_subject(
+    checkpoint: Checkpoint,
+    dims: Dims,
+    *,
+    folder: Path,
+    eval_text: Path | None,
+    overflow_accepted: bool,
+    calibration: Calibration | None = None,
+) -> llmapi.Subject:
+    """What validation needs to know of a checkpoint for the LLM API and its model."""
+    from llmcompile.validation.llmapi import Subject
+
+    return Subject(
+        folder=folder,
+        checkpoint=checkpoint.root,
+        weight_files=tuple(file.path for file in checkpoint.files),
+        sizes=dims.sizes,
+        stored_dtype=single_dtype(checkpoint),
+        eval_text=eval_text,
+        overflow_accepted=overflow_accepted,
+        calibration=calibration,
     )
 
 
@@ -279,6 +303,19 @@ def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool, sampl
             overflow_accepted=overflow_accepted,
         )
         return run(ft, subject, job.layout.ranks, view, build.atol, build.rtol, build.trust_remote_code)
+    if isinstance(options, TrtllmOptions) and options.target == "llmapi":
+        from llmcompile.validation import llmapi
+        from llmcompile.validation.calibrated import Calibration
+
+        unified = llmapi_subject(
+            job.checkpoint,
+            job.dims,
+            folder=folder,
+            eval_text=options.eval_text,
+            overflow_accepted=overflow_accepted,
+            calibration=None if samples is None else Calibration(tokens=samples.tokens, cache_measured=True),
+        )
+        return run(llmapi, unified, 1, view, build.atol, build.rtol, build.trust_remote_code)
     from llmcompile.validation import trtllm
 
     checkpoint = job_subject(job, folder, overflow_accepted=overflow_accepted, samples=samples)

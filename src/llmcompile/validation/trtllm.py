@@ -31,7 +31,6 @@ from llmcompile.errors import (
     CheckpointError,
     LlmCompileError,
     MismatchError,
-    OptionsError,
     Problem,
     ToolchainError,
     collected,
@@ -51,6 +50,7 @@ from llmcompile.validation.reference import (
     run_reference,
 )
 from llmcompile.validation.sample_text import SAMPLE
+from llmcompile.validation.scoring import Likelihood, divergence, read_text
 from llmcompile.validation.sources import MetaWeights, QuantizedWeights
 from llmcompile.validation.tensorrt_llm import (
     Inputs,
@@ -805,7 +805,7 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
     text, windows, reason = _text_windows(subject, oracle)
     if reason != "":
         yield reason
-    expected, found = _Likelihood(), _Likelihood()
+    expected, found = Likelihood(), Likelihood()
     agreed = total = 0
     largest = worst = nats = 0.0
     for tokens in windows:
@@ -813,7 +813,7 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
         logits = execute(subject.folder, Inputs(tokens=tokens), activations=True, quantize=True)["logits"]
         expected.add(model, tokens)
         found.add(logits, tokens)
-        nats += _divergence(model, logits)
+        nats += divergence(model, logits)
         agreed += int((model.argmax(-1) == logits.argmax(-1)).sum())
         total += tokens.numel()
         largest, worst = max(largest, scale(model)), max(worst, scale(model - logits))
@@ -828,46 +828,6 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
         largest_error=worst,
         largest_logit=largest,
     )
-
-
-def _divergence(model: Tensor, logits: Tensor) -> float:
-    """Kullback-Leibler divergence from the model's next-token distributions, in nats, summed over positions."""
-    wanted, found = (torch.log_softmax(values.double(), -1) for values in (model, logits))
-    return float(nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
-
-
-class _Likelihood:
-    """Negative log-likelihood of the tokens that follow, summed over windows."""
-
-    def __init__(self) -> None:
-        self._nats = 0.0
-        self._tokens = 0
-
-    def add(self, logits: Tensor, tokens: Tensor) -> None:
-        """Count one window: logits (1, tokens, vocab)."""
-        losses = nn.functional.cross_entropy(logits[0, :-1].double(), tokens[0, 1:], reduction="sum")
-        self._nats += float(losses)
-        self._tokens += tokens.shape[1] - 1
-
-    @property
-    def perplexity(self) -> float:
-        """E to the mean."""
-        return math.exp(min(700.0, self._nats / max(1, self._tokens)))
-
-
-def read_text(path: Path) -> str:
-    """The user's text to score on.
-
-    Raises:
-        OptionsError: It cannot be read, or there is nothing in it.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise OptionsError("--eval-text", f"{path}: {error}", "a text file in UTF-8", "check the path") from error
-    if text.strip() == "":
-        raise OptionsError("--eval-text", f"{path} is empty", "some sentences", "leave the flag out for a sample text")
-    return text
 
 
 def _text_windows(subject: Subject, oracle: _Oracle) -> tuple[str, list[Tensor], str]:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from llmcompile.errors import OptionsError, Problem, UnsupportedError, collected
 from llmcompile.exporters.options import BuildOptions
-from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm import versions, without_engine
 
 DTYPES = ("float16", "bfloat16", "float32")
 WEIGHT_ONLY = ("w8a16", "w4a16")
@@ -35,6 +35,7 @@ class TrtllmOptions:
 
     Attributes:
         build: Those every build command has.
+        target: "engine", or "llmapi" for a Hugging Face folder that the LLM API serves without one.
         tp: Tensor parallel degree: ranks each layer is split over.
         pp: Pipeline parallel degree: stages the layers are dealt to.
         dtype: float16, bfloat16 or float32; None for the checkpoint's own, with float32 taken as float16.
@@ -67,12 +68,14 @@ class TrtllmOptions:
         input_timing_cache: Kernel timings to begin with; None for those of the last build in the work folder.
         output_timing_cache: Where timings are written; None for the work folder.
         eval_text: Text for perplexity and top-1 agreement; None for the built-in sample.
+        shard_size: Largest file of weights in bytes, with target "llmapi".
         engine: Flags of trtllm-build in its spelling, with their values; "" for a switch.
     """
 
     backend: ClassVar[Literal["trtllm"]] = "trtllm"
 
     build: BuildOptions
+    target: str = "engine"
     tp: int = 1
     pp: int = 1
     dtype: str | None = None
@@ -103,14 +106,29 @@ class TrtllmOptions:
     input_timing_cache: Path | None = None
     output_timing_cache: Path | None = None
     eval_text: Path | None = None
+    shard_size: int = 5 * 10**9
     engine: tuple[versions.Setting, ...] = ()
 
     def __post_init__(self) -> None:
         _raise(OptionsError, _single_values(self))
+        if self.target == "llmapi":
+            self._check_llmapi()
+            return
         release = versions.check_version(self.trtllm_version)
         _raise(UnsupportedError, [] if release is None else [release])
         _raise(OptionsError, [*_contradictions(self), *_engine_problems(self)])
         recipe = versions.check_recipe(self.quantization, self.trtllm_version)
+        _raise(UnsupportedError, [] if recipe is None else [recipe])
+        if self.shard_size != type(self).shard_size:
+            found = "given for --target engine, which has a file for each rank"
+            raise OptionsError("--shard-size", found, "--target llmapi", "drop --shard-size")
+
+    def _check_llmapi(self) -> None:
+        release = versions.check_llmapi_version(self.trtllm_version)
+        _raise(UnsupportedError, [] if release is None else [release])
+        text = [*_mapping_contradictions(self), *_text_contradictions(self)]
+        _raise(OptionsError, [*without_engine.unfit(self), *text])
+        recipe = without_engine.unserved(self)
         _raise(UnsupportedError, [] if recipe is None else [recipe])
 
     @property
@@ -229,6 +247,7 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
         problems.append(Problem("--build-timeout", str(timeout), "a finite number of seconds, more than zero"))
     recipes = tuple(versions.RECIPES)
     words: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+        ("--target", options.target, ("engine", "llmapi")),
         ("--dtype", options.dtype, (None, *DTYPES, "auto")),
         ("--quantization", options.quantization, (None, *recipes)),
         ("--wo-layout", options.wo_layout, ("deferred", "sm80")),
@@ -336,6 +355,10 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
         for flag, given in decided:
             if given:
                 yield Problem(flag, f"with {start}, whose config.json decided it", "one of them", f"drop {flag}")
+    yield from _text_contradictions(options)
+
+
+def _text_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
     if options.eval_text is not None and not options.build.validate:
         yield Problem("--eval-text", "with --no-validate", "one or the other", "drop --no-validate")
 

@@ -17,8 +17,12 @@ Setting: TypeAlias = tuple[str, str]
 DEFAULT_VERSION = "1.2.1"
 LAST_VERSION = "1.2.1"
 """The last stable release with trtllm-build; later ones have no engines."""
+LLMAPI_VERSION = "1.3.0"
+"""What --target llmapi is for unless it is told."""
 RELEASES: tuple[Release, ...] = (*((0, minor) for minor in range(8, 22)), (1, 0), (1, 1), (1, 2))
 FIRST_SUPPORTED: Release = (0, 9)
+FIRST_LLMAPI: Release = (1, 0)
+"""First release whose LLM API serves Hugging Face checkpoints by default: release notes of 1.0."""
 FIRST_FULLY_SUPPORTED: Release = (0, 12)
 LAST_SUPPORTED: Release = RELEASES[-1]
 
@@ -288,7 +292,7 @@ def check_version(version: str) -> Problem | None:
             flag,
             f"{version}: TensorRT-LLM removed engines and trtllm-build in July 2026",
             f"{text_of(FIRST_SUPPORTED)} to {LAST_VERSION}, the last release that builds",
-            f"{flag} {LAST_VERSION}; `--target llmapi`, for 1.3 and later, comes in a later release of llmcompile",
+            f"{flag} {LAST_VERSION}; or --target llmapi, which 1.3 and later serve",
         )
     if release < FIRST_SUPPORTED:
         return Problem(
@@ -298,6 +302,16 @@ def check_version(version: str) -> Problem | None:
             f"{flag} {DEFAULT_VERSION}",
         )
     return None
+
+
+def check_llmapi_version(version: str) -> Problem | None:
+    """Why a checkpoint for the LLM API of `version` cannot be made; None where it can."""
+    flag, release = "--trtllm-version", release_of(version)
+    if release is not None and release >= FIRST_LLMAPI:
+        return None
+    found = f"{version[:40]!r}" if release is None else f"{version}, whose LLM API builds engines"
+    expected = f"{text_of(FIRST_LLMAPI)} or later with --target llmapi"
+    return Problem(flag, found, expected, f"{flag} {LLMAPI_VERSION}, or --target engine")
 
 
 def best_effort(release: Release) -> bool:

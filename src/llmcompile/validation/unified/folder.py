@@ -1,0 +1,188 @@
+"""Reads a unified checkpoint: what its two configurations say, which tensors its files hold, and what is amiss.
+
+Source: nvidia-modelopt 0.47.0: modelopt/torch/export/unified_export_hf.py (export_hf_checkpoint);
+NVIDIA/TensorRT-LLM@008e0af8:tensorrt_llm/_torch/model_config.py (_build_modelopt_quant_config).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from llmcompile.errors import MismatchError, Problem
+from llmcompile.validation.checks import StoredWeights
+
+AGAIN = "build the checkpoint again"
+_INDEX = "model.safetensors.index.json"
+_TYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What a checkpoint says of its linear layers and of its cache.
+
+    Attributes:
+        algorithm: `quant_algo`; None for plain weights.
+        cache: `kv_cache_quant_algo`, or None.
+        group_size: Inputs that share a scale; None where none do.
+        excluded: Modules that are not quantized.
+    """
+
+    algorithm: str | None = None
+    cache: str | None = None
+    group_size: int | None = None
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An opened checkpoint: headers and texts.
+
+    Attributes:
+        path: Its folder.
+        config: config.json.
+        quantization: What hf_quant_config.json says; the default without one.
+        files: Its weight files.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    quantization: Quantization
+    files: tuple[Path, ...]
+
+    @cached_property
+    def weights(self) -> StoredWeights:
+        """Its tensors, by name."""
+        return StoredWeights(self.files)
+
+    @property
+    def dtype(self) -> str:
+        """Element type of what is not quantized: float16, bfloat16 or float32."""
+        return str(self.config.get("torch_dtype", self.config.get("dtype")))
+
+
+def open_folder(path: Path) -> Folder:
+    """Read the texts and find the weight files.
+
+    Raises:
+        MismatchError: A text is not what it should be, or a file of weights is missing.
+    """
+    config = read_object(path / "config.json")
+    quantized = path / "hf_quant_config.json"
+    quantization = _quantization(read_object(quantized)) if quantized.exists() else Quantization()
+    return Folder(path, config, quantization, tuple(_files(path)))
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A JSON object.
+
+    Raises:
+        MismatchError: It is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MismatchError(str(path), f"unreadable: {error}", "a JSON object", AGAIN) from error
+    if not isinstance(content, dict):
+        raise MismatchError(str(path), f"a JSON {type(content).__name__}", "an object", AGAIN)
+    return content
+
+
+def _quantization(content: Mapping[str, Any]) -> Quantization:
+    block = content.get("quantization")
+    if not isinstance(block, dict):
+        raise MismatchError("hf_quant_config.json: quantization", repr(block)[:60], "an object", AGAIN)
+    excluded = block.get("exclude_modules", [])
+    if not isinstance(excluded, list) or not all(isinstance(name, str) for name in excluded):
+        raise MismatchError("hf_quant_config.json: exclude_modules", repr(excluded)[:60], "a list of names", AGAIN)
+    for key, kind in (("quant_algo", str), ("kv_cache_quant_algo", str), ("group_size", int)):
+        if block.get(key) is not None and not isinstance(block[key], kind):
+            raise MismatchError(f"hf_quant_config.json: {key}", repr(block[key])[:60], f"a {kind.__name__}", AGAIN)
+    return Quantization(
+        algorithm=block.get("quant_algo"),
+        cache=block.get("kv_cache_quant_algo"),
+        group_size=block.get("group_size"),
+        excluded=frozenset(excluded),
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    index = path / _INDEX
+    if not index.exists():
+        single = path / "model.safetensors"
+        if not single.is_file():
+            raise MismatchError(str(single), "no such file", f"weights, or {_INDEX}", AGAIN)
+        yield single
+        return
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or len(weight_map) == 0:
+        raise MismatchError(f"{_INDEX}: weight_map", repr(weight_map)[:60], "tensor -> file", AGAIN)
+    for name in sorted({str(file) for file in weight_map.values()}):
+        if "/" in name or not (path / name).is_file():
+            raise MismatchError(f"{_INDEX}: {name}", "no such file", "a file beside it", AGAIN)
+        yield path / name
+
+
+def contradictions(folder: Folder, model_config: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the texts say that is not so, or that is about another model.
+
+    Args:
+        folder: The checkpoint.
+        model_config: config.json of the model it was made from.
+    """
+    if folder.dtype not in _TYPES:
+        yield Problem("config.json: torch_dtype", folder.dtype, " or ".join(_TYPES), AGAIN)
+    own = {"torch_dtype", "dtype", "quantization_config", "architectures", "transformers_version"}
+    for key in sorted({*folder.config, *model_config} - own):
+        found, wanted = folder.config.get(key), model_config.get(key)
+        if found != wanted:
+            yield Problem(f"config.json: {key}", repr(found)[:60], f"{wanted!r:.60}, the model's", AGAIN)
+    yield from _inline(folder)
+    yield from _index(folder)
+
+
+def _inline(folder: Folder) -> Iterator[Problem]:
+    """Where config.json and hf_quant_config.json disagree: servers read the one or the other."""
+    inline, stated = folder.config.get("quantization_config"), folder.quantization
+    if inline is None and stated == Quantization():
+        return
+    subject = "config.json: quantization_config"
+    if not isinstance(inline, dict):
+        yield Problem(subject, repr(inline)[:60], "what hf_quant_config.json says", AGAIN)
+        return
+    cache = inline.get("kv_cache_scheme")
+    words = {"float8": "FP8"}.get(f"{cache.get('type')}{cache.get('num_bits')}") if isinstance(cache, dict) else None
+    for key, found, wanted in (
+        ("quant_method", inline.get("quant_method"), "modelopt"),
+        ("quant_algo", inline.get("quant_algo"), stated.algorithm),
+        ("kv_cache_scheme", words, stated.cache),
+        ("ignore", sorted(str(name) for name in inline.get("ignore", ())), sorted(stated.excluded)),
+    ):
+        if found != wanted:
+            yield Problem(f"{subject}: {key}", f"{found!r:.80}", f"{wanted!r:.80}", AGAIN)
+
+
+def _index(folder: Folder) -> Iterator[Problem]:
+    """Where the index is not what the files hold."""
+    index = folder.path / _INDEX
+    if not index.exists():
+        return
+    listed = read_object(index)["weight_map"]
+    held = {name: path.name for path in folder.files for name in _names(path)}
+    for name in sorted({*listed, *held}):
+        if listed.get(name) != held.get(name):
+            found = "in no file" if name not in held else f"in {held[name]}"
+            yield Problem(f"{_INDEX}: {name}", found, str(listed.get(name, "not there at all")), AGAIN)
+
+
+def _names(path: Path) -> Sequence[str]:
+    try:
+        return list(StoredWeights([path]).names())
+    except (SafetensorError, OSError) as error:
+        raise MismatchError(path.name, str(error), "a safetensors file", AGAIN) from error
