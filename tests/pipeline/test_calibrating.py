@@ -98,11 +98,11 @@ def test_every_family_is_calibrated_and_validated(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_calibrated_as_nvfp4(family: str, data: Path, run: Run, tmp_path: Path) -> None:
-    """Two ranks of a model whose matrices are whole tiles of scales: outputs and scales are the model's."""
-    model = save(family, tmp_path / "model", **twice(family))
-
-    result = run(*arguments(model, data, "nvfp4", "--kv-cache", "fp8", "--tp", 2), tmp_path / "out")
+def test_every_family_is_calibrated_as_nvfp4(
+    family: str, model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Two ranks, whose matrices are no whole tiles of scales: outputs and scales are the model's."""
+    result = run(*arguments(model(family), data, "nvfp4", "--kv-cache", "fp8", "--tp", 2), tmp_path / "out")
 
     assert result.code == 0, result.err
     config = json.loads((tmp_path / "out" / "checkpoint" / "config.json").read_text())
@@ -157,6 +157,26 @@ def test_experts_without_a_token_are_counted_in_a_note(model: Callable[[str], Pa
     notes = " ".join(json.loads((tmp_path / "out" / "llmcompile.json").read_text())["notes"])
     assert "no token of the calibration reached " in notes
     assert " of 8 experts: their weights have their own range" in notes
+
+
+@pytest.mark.parametrize("ranks", [("--tp", 1), ("--tp", 2), ("--tp", 2, "--moe-ep", 2)])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_experts_are_calibrated_as_nvfp4(
+    family: str, ranks: tuple[object, ...], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """In the releases that load them: each expert has a second scale, and the router stays out without being named."""
+    model = save(family, tmp_path / "model", **twice(family))
+    command = arguments(model, data, "nvfp4", "--trtllm-version", "0.20.0", *ranks)
+
+    result = run(*command, tmp_path / "out")
+
+    assert result.code == 0, result.err
+    checkpoint = tmp_path / "out" / "checkpoint"
+    block = {"quant_algo": "NVFP4", "group_size": 16}
+    assert json.loads((checkpoint / "config.json").read_text())["quantization"] == block
+    experts = load_file(checkpoint / "rank0.safetensors")["transformer.layers.0.mlp.fc.weight"].shape[0]
+    second = load_file(checkpoint / "rank0.safetensors")["transformer.layers.0.mlp.fc.weights_scaling_factor_2"]
+    assert (tuple(second.shape), len(set(second.tolist()))) == ((experts,), experts)
 
 
 def test_stages_have_their_own_layers_scales(
@@ -367,8 +387,9 @@ def test_other_data_are_another_job(model: Callable[[str], Path], data: Path, ru
         (("--quantization", "fp8", "--dtype", "float32"), 2, "float16 or bfloat16"),
         (("--quantization", "fp8", "--calib-size", 0), 2, "--calib-size"),
         (("--quantization", "int4_awq"), 5, "64 inputs / 128 = 0.50"),
-        (("--quantization", "nvfp4"), 5, "192 outputs / 128 = 1.50; NVFP4 needs a whole number"),
-        (("--quantization", "nvfp4"), 5, "--quantization fp8"),
+        (("--quantization", "nvfp4", "--tp", 4), 5, "48 outputs / 32 = 1.50; NVFP4 needs a whole number"),
+        (("--quantization", "nvfp4", "--trtllm-version", "1.0.0"), 5, "192 outputs / 128 = 1.50; NVFP4 needs"),
+        (("--quantization", "nvfp4", "--trtllm-version", "1.0.0"), 5, "--quantization fp8; no --tp suits"),
         (("--quantization", "nvfp4", "--trtllm-version", "0.16.0"), 4, "expected 0.17 or later"),
     ],
 )

@@ -104,12 +104,22 @@ def sizes(specs: Sequence[TensorSpec]) -> list[int]:
             [("mlp.fc.weight", FP8, (64, 128)), ("mlp.fc.weights_scaling_factor", FP32, (1,))],
         ),
         (
-            encodings.fp4_measured(None),
+            encodings.fp4_measured(None, 1, (128, 64)),
             (128, 192),
             [
                 ("mlp.fc.weight", BY_NAME["uint8"], (128, 96)),
                 ("mlp.fc.weights_scaling_factor", FP8, (128, 12)),
                 ("mlp.fc.weights_scaling_factor_2", FP32, (1,)),
+                ("mlp.fc.activation_scaling_factor", FP32, (1,)),
+            ],
+        ),
+        (
+            encodings.fp4_measured(None, 2, (128, 64)),
+            (4, 128, 192),
+            [
+                ("mlp.fc.weight", BY_NAME["uint8"], (4, 128, 96)),
+                ("mlp.fc.weights_scaling_factor", FP8, (4, 128, 12)),
+                ("mlp.fc.weights_scaling_factor_2", FP32, (4,)),
                 ("mlp.fc.activation_scaling_factor", FP32, (1,)),
             ],
         ),
@@ -136,7 +146,7 @@ def cases() -> Iterator[tuple[Encoding, Array, DType, tuple[int, ...], tuple[Arr
         for plain in (encodings.weight_only(8), encodings.weight_only(4), encodings.awq(32)):
             yield plain, matrix, dtype, (64, 128), ()
         yield encodings.fp8_rowwise(1200.0), matrix, dtype, (64, 128), ()
-        yield encodings.fp4_measured(Measured(3.0, 4.0)), matrix, dtype, (64, 128), ()
+        yield encodings.fp4_measured(Measured(3.0, 4.0), 1, (128, 64)), matrix, dtype, (64, 128), ()
         yield encodings.add_one(), matrix[:1], dtype, (128,), ()
         yield encodings.gptq(dtype), integers, INT32, (64, 16), ()
         yield encodings.awq_integers(dtype), packed, INT32, (8, 128), ()
@@ -192,9 +202,11 @@ def test_the_bytes_do_not_depend_on_the_blocks(
         (encodings.awq(32), (64, 96), "96 inputs / 64"),
         (encodings.fp8_rowwise(1200.0), (3, 5), ""),
         (encodings.fp8_requantized(), (3, 5), ""),
-        (encodings.fp4_measured(None), (128, 64), ""),
-        (encodings.fp4_measured(None), (192, 64), "192 outputs / 128 = 1.50"),
-        (encodings.fp4_measured(None), (128, 96), "96 inputs / 64 = 1.50"),
+        (encodings.fp4_measured(None, 1, (128, 64)), (128, 64), ""),
+        (encodings.fp4_measured(None, 1, (128, 64)), (192, 64), "192 outputs / 128 = 1.50"),
+        (encodings.fp4_measured(None, 1, (128, 64)), (128, 96), "96 inputs / 64 = 1.50"),
+        (encodings.fp4_measured(None, 1, (32, 32)), (4, 96, 96), ""),
+        (encodings.fp4_measured(None, 1, (32, 32)), (96, 80), "80 inputs / 32 = 2.50"),
         (encodings.add_one(), (5,), ""),
     ],
 )
@@ -314,8 +326,8 @@ def test_nvfp4_has_the_scales_of_what_was_measured() -> None:
     """The largest input and weight over 6 x 448, the ends of float4 and of a block's scale; 1 of nothing but zeros."""
     matrix = random_matrix(2, 64, BF16)
 
-    found = encoded(encodings.fp4_measured(Measured(3.0, 5.0)), matrix, BF16)
-    zeros = encoded(encodings.fp4_measured(Measured(0.0, 0.0)), np.zeros_like(matrix), BF16)
+    found = encoded(encodings.fp4_measured(Measured(3.0, 5.0), 1, (128, 64)), matrix, BF16)
+    zeros = encoded(encodings.fp4_measured(Measured(0.0, 0.0), 1, (128, 64)), np.zeros_like(matrix), BF16)
 
     assert np.frombuffer(b"".join(found[2:]), np.float32).tolist() == [np.float32(5) / 2688, np.float32(3) / 2688]
     assert np.frombuffer(b"".join(zeros[2:]), np.float32).tolist() == [1.0, 1.0]

@@ -181,8 +181,8 @@ def config_json(made: Layout) -> dict[str, Any]:
         (
             MIXTRAL,
             {"quantization": "nvfp4", "trtllm_version": "1.2.1"},
-            "--quantization: nvfp4 with experts",
-            "--quantization fp8, or none",
+            "--quantization: nvfp4 with experts for 1.2.1; expected w8a16 or w4a16 or fp8 or int4_awq",
+            "--trtllm-version 0.20.0, the last that is known to load it, or --quantization fp8",
         ),
         (
             T5,
@@ -326,6 +326,7 @@ def test_all_refusals_are_said_at_once() -> None:
         (LLAMA, {"quantization": "fp8"}),
         (LLAMA, {"quantization": "int8_sq", "kv_cache": "int8"}),
         (LLAMA, {"quantization": "nvfp4", "kv_cache": "fp8", "trtllm_version": "0.17.0"}),
+        (MIXTRAL, {"quantization": "nvfp4", "trtllm_version": "0.20.0"}),
         (LLAMA, {"quantization": "w8a16", "kv_cache": "int8", "calib_dataset": Path("text.txt")}),
         (LLAMA, {"pp": 3, "trtllm_version": "1.0.0"}),
         (MIXTRAL, {"quantization": "w4a16", "wo_layout": "sm80", "tp": 4, "moe_ep": 2}),

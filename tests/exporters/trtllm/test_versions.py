@@ -254,12 +254,16 @@ def test_recipes_are_found_by_their_algorithm() -> None:
         ("Qwen2MoeForCausalLM", "W8A16", "1.2.1", "0.13.0", True),
         ("LlamaForCausalLM", "FP8_PER_CHANNEL_PER_TOKEN", "0.14.0", "0.15.0", True),
         ("LlamaForCausalLM", "FP8", "0.14.0", "0.15.0", False),
+        ("LlamaForCausalLM", "NVFP4", "0.17.0", "1.2.1", False),
+        ("LlamaForCausalLM", "NVFP4", "1.2.1", "1.0.0", True),
+        ("MixtralForCausalLM", "NVFP4", "0.17.0", "0.20.0", False),
+        ("MixtralForCausalLM", "NVFP4", "0.20.0", "1.2.1", True),
     ],
 )
-def test_a_checkpoint_of_another_release_loads_but_for_two_borders(
+def test_a_checkpoint_of_another_release_loads_but_for_some_borders(
     architecture: str, algorithm: str | None, made_for: str, target: str, moves: bool
 ) -> None:
-    """Where Qwen2-MoE keeps its shared expert, and what rowwise FP8 is told by."""
+    """Where Qwen2-MoE keeps its shared expert, what rowwise FP8 is told by, and which matrices NVFP4 takes."""
     problem = versions.check_portable(architecture, algorithm, made_for, target)
 
     assert (problem is not None) is moves

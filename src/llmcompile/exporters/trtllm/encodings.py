@@ -343,42 +343,51 @@ def awq_measured(found: Measured | None, group_size: int, *, activations: bool) 
 
 FP4_STEPS = 6 * FP8_STEPS
 """Largest float4_e2m1 times the largest scale of a block."""
-_FP4_OUTPUTS, _FP4_INPUTS = 128, 4 * quantization.NVFP4_BLOCK
 
 
-def fp4_measured(found: Measured | None) -> Encoding:
+def fp4_measured(found: Measured | None, joined: int, tile: tuple[int, int]) -> Encoding:
     """NVFP4: uint8 (out, in / 2), two inputs in each; `weights_scaling_factor` float8_e4m3 (out, in / 16).
 
     float32 `weights_scaling_factor_2` and `activation_scaling_factor`, one of each, are what blocks' scales are
-    multiplied by, those of weights and those that the runtime finds for the inputs. The loader interleaves the scales
-    of 128 outputs by 4 blocks, and takes no others.
+    multiplied by, those of weights and those that the runtime finds for the inputs. Of experts the weights' have one
+    axis more, and each expert has a second scale: (experts,).
 
-    Source: NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights, whose
-    result must have the shape it had) and cpp/tensorrt_llm/thop/fp4Op.cpp (which rounds both axes up).
+    Args:
+        found: The group's figures; None where only the shapes are asked for.
+        joined: Matrices of an expert that lie in one tensor.
+        tile: What outputs and inputs must be multiples of.
+
+    Source: NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights);
+    nvidia-modelopt 0.47.0: modelopt/torch/export/layer_utils.py (build_stacked_experts).
     """
 
     def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
         assert found is not None, "started before calibration"
-        kernel = quantization.Nvfp4(dtype, step_of(found.weights, FP4_STEPS))
-        return _Beside(kernel, (_single(step_of(found.inputs, FP4_STEPS)),))
+        inputs = _single(step_of(found.inputs, FP4_STEPS))
+        if found.experts is None:
+            return _Beside(quantization.Nvfp4(dtype, step_of(found.weights, FP4_STEPS)), (inputs,))
+        steps = (step_of(float(largest), FP4_STEPS) for largest in asides[0])
+        return _Beside(_Experts((quantization.Nvfp4(dtype, step) for step in steps), joined), (inputs,))
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
-        out, inp = shape
+        *experts, out, inp = shape
+        blocks = inp // quantization.NVFP4_BLOCK
         return (
-            TensorSpec(name, UINT8, (out, inp // 2)),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP8, (out, inp // quantization.NVFP4_BLOCK)),
-            TensorSpec(_beside(name, "weights_scaling_factor_2"), FP32, (1,)),
+            TensorSpec(name, UINT8, (*experts, out, inp // 2)),
+            TensorSpec(_beside(name, "weights_scaling_factor"), FP8, (*experts, out, blocks)),
+            TensorSpec(_beside(name, "weights_scaling_factor_2"), FP32, (1,) if len(experts) == 0 else tuple(experts)),
             TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
         )
 
     def check(shape: Shape) -> Misfit | None:
-        for name, size, unit in (("outputs", shape[-2], _FP4_OUTPUTS), ("inputs", shape[-1], _FP4_INPUTS)):
+        for name, size, unit in (("outputs", shape[-2], tile[0]), ("inputs", shape[-1], tile[1])):
             if size % unit != 0:
                 reason = f"{size} {name} / {unit} = {size / unit:.2f}; NVFP4 needs a whole number"
                 return Misfit(reason, "--quantization fp8")
         return None
 
-    return Encoding(name="NVFP4", rows=quantization.Nvfp4.ROWS, start=start, tensors=tensors, check=check)
+    experts = None if found is None else found.experts
+    return Encoding(name="NVFP4", rows=1, start=start, tensors=tensors, check=check, experts=experts)
 
 
 def fp8_requantized() -> Encoding:

@@ -40,7 +40,6 @@ _GEMMAS = ("gemma", "gemma2")
 _NO_EXPERTS: Mapping[str, str] = {
     "int8_sq": "the plugin of experts takes int8 for weights of its own layout, and is given no scales for it",
     "w4a8_awq": "the loader divides scales (experts, groups, out) by one of the shape (experts, 1)",
-    "nvfp4": "the loader takes scales (out, in / 16) alone, and those of experts have one axis more",
     "fp8_rowwise": "the network of experts refuses it",
 }
 """Why no release loads a recipe of experts.
@@ -188,6 +187,7 @@ def _rows(
         kind=_kind(options, resolved),
         bits=4 if resolved.recipe == "w4a16" else 8,
         group_size=resolved.group_size,
+        fp4_tile=versions.nvfp4_tile(options.release),
         packed_outputs=resolved.source == "awq",
         clamp=CLAMP,
         layers=dims.sizes["layers"],
@@ -261,11 +261,11 @@ def _quantization(options: TrtllmOptions, resolved: Resolved, *, experts: bool) 
         block |= {"group_size": resolved.group_size, "has_zero_point": True, "pre_quant_scale": False}
     elif recipe in ("w4a16_awq", "int4_awq", "w4a8_awq"):
         block |= {"group_size": resolved.group_size, "has_zero_point": False, "pre_quant_scale": True}
-    if recipe in ("w4a16_awq", "int4_awq", "w4a8_awq", "int8_sq") and not experts:
+    elif recipe == "nvfp4":
+        block["group_size"] = NVFP4_BLOCK
+    if recipe in ("w4a16_awq", "int4_awq", "w4a8_awq", "int8_sq", "nvfp4") and not experts:
         # A list takes the place of the runtime's own, which has the router and the shared expert's gate.
         block["exclude_modules"] = ["lm_head"]
-    elif recipe == "nvfp4":
-        block |= {"group_size": NVFP4_BLOCK, "exclude_modules": ["lm_head"]}
     elif recipe == "fp8_rowwise":
         block["clamp_val"] = [-CLAMP, CLAMP]
         if options.release >= versions.META_RECIPE:
@@ -367,13 +367,21 @@ def _recipe_refusals(
 
 def _refused_of_experts(recipe: str, options: TrtllmOptions) -> Iterator[Problem]:
     """A recipe that the release does not load of a model with experts."""
-    expected = " or ".join(name for name, first in versions.EXPERTS.items() if first <= options.release)
+    expected = " or ".join(
+        name
+        for name, first in versions.EXPERTS.items()
+        if first <= options.release <= versions.EXPERTS_LAST.get(name, options.release)
+    )
     if recipe not in versions.EXPERTS:
         why = f": {_NO_EXPERTS[recipe]}" if recipe in _NO_EXPERTS else ""
         yield Problem("--quantization", f"{recipe} with experts{why}", expected, "--quantization fp8, or none")
     elif versions.EXPERTS[recipe] > options.release:
         first = versions.text_of(versions.EXPERTS[recipe])
         hint = f"--trtllm-version {versions.DEFAULT_VERSION}: {first} is the first that loads it"
+        yield Problem("--quantization", f"{recipe} with experts for {options.trtllm_version}", expected, hint)
+    elif versions.EXPERTS_LAST.get(recipe, options.release) < options.release:
+        last = versions.text_of(versions.EXPERTS_LAST[recipe])
+        hint = f"--trtllm-version {last}.0, the last that is known to load it, or --quantization fp8"
         yield Problem("--quantization", f"{recipe} with experts for {options.trtllm_version}", expected, hint)
 
 
@@ -440,7 +448,8 @@ def recipes(family: str) -> tuple[str, ...]:
     """Names of `versions.RECIPES` that a family may be stored by, whether its weights are floats or come quantized."""
     if family in ENCODER_DECODER:
         return ("w8a16", "w4a16")
-    left_out = {*versions.RECIPES} - {*versions.EXPERTS} if FAMILIES[family].mlp == "experts" else set()
+    loaded = {*versions.EXPERTS} - {*versions.EXPERTS_LAST}
+    left_out = {*versions.RECIPES} - loaded if FAMILIES[family].mlp == "experts" else set()
     left_out |= set() if family in _ROWWISE else {"fp8_rowwise"}
     left_out |= {"w4a16_gptq"} if family in _TRANSPOSED else set()
     return tuple(name for name in versions.RECIPES if name not in left_out)

@@ -60,6 +60,7 @@ class Recipe:
             "fp8_rowwise", or one of `MEASURED`, which need calibration.
         bits: Of the integers of "weight_only" and "deferred".
         group_size: Inputs that share a scale.
+        fp4_tile: What outputs and inputs are multiples of, as "fp4_measured".
         packed_outputs: Whether the integers of "gptq" are packed along the outputs, as AutoAWQ does.
         clamp: Largest magnitude of a weight of "fp8_rowwise".
         layers: Layers of the model; "fp8_rowwise" leaves the first and the last plain.
@@ -74,6 +75,7 @@ class Recipe:
     kind: str = "plain"
     bits: int = 8
     group_size: int = 128
+    fp4_tile: tuple[int, int] = (128, 64)
     packed_outputs: bool = False
     clamp: float = 1200.0
     layers: int = 0
@@ -300,7 +302,7 @@ def _measured(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, une
         elif recipe.kind == "int8_smooth":
             encoding = encodings.int8_smooth(found)
         elif recipe.kind == "fp4_measured":
-            encoding = encodings.fp4_measured(found)
+            encoding = encodings.fp4_measured(found, len(roles), recipe.fp4_tile)
         else:
             encoding = encodings.awq_measured(found, recipe.group_size, activations=recipe.kind == "awq_fp8")
         yield Row(RANK, weights, tensor=f"{name}.weight", layer=layer, split=split, uneven=uneven, encoding=encoding)

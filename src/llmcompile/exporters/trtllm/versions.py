@@ -109,9 +109,34 @@ RECIPES: Mapping[str, Recipe] = {
 }
 CALIBRATED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 """Recipes that take calibration data where the weights come as floats."""
-EXPERTS: Mapping[str, Release] = {"w8a16": (0, 9), "w4a16": (0, 9), "fp8": (0, 10), "int4_awq": (0, 19)}
+EXPERTS: Mapping[str, Release] = {
+    "w8a16": (0, 9),
+    "w4a16": (0, 9),
+    "fp8": (0, 10),
+    "int4_awq": (0, 19),
+    "nvfp4": (0, 17),
+}
 """Recipe -> first release that loads it of experts. Sources: NVIDIA/TensorRT-LLM@v0.9.0, v0.10.0:
-tensorrt_llm/layers/moe.py; docs/source/release-notes.md (0.19.0: INT4-AWQ for MoE models)."""
+tensorrt_llm/layers/moe.py; docs/source/release-notes.md (0.17.0: NVFP4 for Llama and Mixtral; 0.19.0: INT4-AWQ for MoE
+models)."""
+EXPERTS_LAST: Mapping[str, Release] = {"nvfp4": (0, 20)}
+"""Recipe -> last release that is known to load it of experts, where a later one does not.
+
+From 1.1.0rc6 on the loader unpacks the shape of scales of blocks as two axes; 0.21 and 1.0 were not seen. Source:
+Ataraksia/TensorRT-LLM@a451bf93888e:tensorrt_llm/models/modeling_utils.py, a merge that shows 0.20.0 and 1.1.0rc6."""
+_PADDED: Release = (1, 1)
+"""First release known to round the interleaved scales of NVFP4 up to whole tiles. Source: as `EXPERTS_LAST`."""
+
+
+def nvfp4_tile(release: Release) -> tuple[int, int]:
+    """What one rank's outputs and inputs must be multiples of, as NVFP4.
+
+    Scales are interleaved by 128 outputs and 4 blocks of 16 inputs. Before they were padded, whole tiles were needed;
+    CUTLASS's kernels take 32 by 32 (sgl-project/sglang#17300, of those that FlashInfer has from TensorRT-LLM).
+    """
+    return (32, 32) if release >= _PADDED else (128, 64)
+
+
 KV_CACHES = ("fp8", "int8")
 KV_MEASURED: Release = (0, 17)
 """First release that uses the stored scale of an FP8 cache; older ones take 1. Source: NVIDIA/TensorRT-LLM@v0.13.0:
@@ -462,6 +487,8 @@ SHARED_EXPERT_MOVED: Release = (0, 16)
 
 0.15.0.dev2024111200 does not yet, 0.16.0.dev2024121000 does: tensorrt_llm/models/qwen/model.py.
 """
+_WITH_EXPERTS = ("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
+_NO_FP4_EXPERTS: Release = (0, 21)
 META_RECIPE: Release = (0, 15)
 """First release with the key `use_meta_recipe`, without which it quantizes every linear layer."""
 
@@ -475,12 +502,14 @@ def check_portable(architecture: str, algorithm: str | None, made_for: str, targ
         made_for: The release it was made for.
         target: The release that shall build it.
     """
+    before, after = release_of(made_for), release_of(target)
+    assert after is not None
     borders = (
         (architecture == "Qwen2MoeForCausalLM", SHARED_EXPERT_MOVED, "its shared expert has another place"),
         (algorithm == "FP8_PER_CHANNEL_PER_TOKEN", META_RECIPE, "config.json has another key for the recipe"),
+        (algorithm == "NVFP4" and after < _PADDED, _PADDED, "matrices need not be whole tiles of scales"),
+        (algorithm == "NVFP4" and architecture in _WITH_EXPERTS, _NO_FP4_EXPERTS, "it loads no experts"),
     )
-    before, after = release_of(made_for), release_of(target)
-    assert after is not None
     for concerned, border, why in borders:
         if concerned and before is not None and (before < border) is not (after < border):
             found = f"made for TensorRT-LLM {made_for}: {why} from {text_of(border)} on"

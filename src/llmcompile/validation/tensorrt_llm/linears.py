@@ -17,8 +17,9 @@ The table of one linear; square brackets for a third axis of experts:
     FP8_PER_CHANNEL_PER_TOKEN   fp8 N K                         per_channel_scale float32 N
     W8A8_SQ_PER_CHANNEL         int8 N K                        weights_scaling_factor N, activation_scaling_factor,
                                                                 prequant_scaling_factor K
-    NVFP4                       uint8 N K/2                     weights_scaling_factor fp8 N K/16,
-                                                                weights_scaling_factor_2 1, activation_scaling_factor 1
+    NVFP4                       uint8 [E] N K/2                 weights_scaling_factor fp8 [E] N K/16,
+                                                                weights_scaling_factor_2 1 or E,
+                                                                activation_scaling_factor 1
 
 Source: NVIDIA/TensorRT-LLM@v0.13.0:tensorrt_llm/quantization/layers.py, layers/moe.py (parameters of each class);
 NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_weights)
@@ -56,12 +57,8 @@ _ROWWISE_CLAMP = (-1200.0, 1200.0)
 _FP4_MAX, _FP4_BLOCK = 6.0, 16
 _FP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 """By the three low bits of e2m1; the fourth is the sign."""
-_FP4_TILE = {"outputs": 128, "inputs": 4 * _FP4_BLOCK}
-"""What the loader interleaves scales by; it takes no matrix that is no whole number of such tiles.
-
-Source: NVIDIA/TensorRT-LLM@01ea6d79d454:tensorrt_llm/models/modeling_utils.py (preprocess_perlayer_weights);
-cpp/tensorrt_llm/thop/fp4Op.cpp (NVFP4BlockScaleInterleave)
-"""
+_FP4_ALIGNMENT = 32
+"""What CUTLASS's FP4 kernels need on both axes. Releases before 1.1 need more, which is for the converter to refuse."""
 
 _BLOCK_ELEMENTS = 1 << 18
 """Elements rounded at a time: 1 MiB in float32, which stays in cache (five times faster than 64 MiB)."""
@@ -70,7 +67,7 @@ WEIGHT_ONLY_BITS: Mapping[str, int] = MappingProxyType({"W8A16": 8, "W4A16": 4})
 _AWQ = ("W4A16_AWQ", "W4A8_AWQ")
 _ROWWISE = "FP8_PER_CHANNEL_PER_TOKEN"
 _EXECUTED = (*WEIGHT_ONLY_BITS, "W4A16_GPTQ", *_AWQ, "FP8", _ROWWISE, "W8A8_SQ_PER_CHANNEL", "NVFP4")
-_WITH_EXPERTS = (*WEIGHT_ONLY_BITS, "FP8", "W4A16_AWQ")
+_WITH_EXPERTS = (*WEIGHT_ONLY_BITS, "FP8", "W4A16_AWQ", "NVFP4")
 _NOT_EXECUTED = (
     "W8A16_GPTQ",
     "W8A8_SQ_PER_TENSOR_PLUGIN",
@@ -415,9 +412,9 @@ def _accepted(
         return {"weight": ((FP8, torch.int8), (out, inp)), "per_channel_scale": ((torch.float32,), (out,))}
     if algo == "NVFP4":
         return {
-            "weight": ((torch.uint8, torch.int8), (out, inp // 2)),
-            "weights_scaling_factor": ((FP8,), (out, inp // _FP4_BLOCK)),
-            "weights_scaling_factor_2": single,
+            "weight": ((torch.uint8, torch.int8), (*lead, out, inp // 2)),
+            "weights_scaling_factor": ((FP8,), (*lead, out, inp // _FP4_BLOCK)),
+            "weights_scaling_factor_2": single if lead == () else ((torch.float32,), lead),
             "activation_scaling_factor": single,
         }
     return {
@@ -595,7 +592,7 @@ def _check_size(name: str, out: int, inp: int, quantization: Quantization, tenso
     elif algo == "W4A16_GPTQ" or algo in _AWQ:
         outputs, inputs = 64, max(64, quantization.group_size)
     elif algo == "NVFP4":
-        outputs, inputs = _FP4_TILE["outputs"], _FP4_TILE["inputs"]
+        outputs = inputs = _FP4_ALIGNMENT
     else:
         return
     if out % outputs != 0 or inp % inputs != 0:
