@@ -62,6 +62,7 @@ examples: $(STAMP)  ## Run the examples and compare what they print
 bench: $(STAMP)  ## Measure against cp -r; needs 20 GiB of disk and some minutes
 	$(BIN)/python benchmarks/partition_ft.py
 	$(BIN)/python benchmarks/build_trtllm.py
+	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/export_neuron.py
 
 build: $(STAMP)  ## Wheel and sdist

@@ -5,8 +5,9 @@ Usage: python benchmarks/calibrate.py [--folder DIR] [--layers N] [--calib-size 
 
 The checkpoint has TinyLlama's shape: 1.1 B parameters in bfloat16, 22 layers. `cp -r` of it, the conversion without a
 recipe, and each recipe, with an INT8 or an FP8 cache in turn, is a process of its own; the source is read once before
-each, so that it is cached for all. Its resident memory is looked at a hundred times a second, and counted to the stage
-its messages say it is in. Ratios are to `cp -r` and to the plain conversion of the same run.
+each, so that it is cached for all. Its resident memory and its processor time are looked at a hundred times a second,
+and counted to the stage it is in by its messages and files. Ratios, of calibrating and writing together, are to
+`cp -r` and to the plain conversion of the same run.
 
 The bound of calibration's memory is twice the largest layer, the activations of a batch, and the interpreter: what a
 process has that has imported torch and transformers' model. The script ends with status 1 where a recipe is above it.
@@ -45,19 +46,26 @@ _IMPORTS = (
 
 @dataclass
 class Build:
-    """One command: seconds of each stage, by its own report, and peak resident memory in MiB, as it was seen."""
+    """One command, stage by stage.
+
+    Attributes:
+        name: What was asked for.
+        seconds: Of wall time, by the command's own report.
+        cpu: Seconds of the processors, which other work on the machine moves less.
+        peak: Resident memory in MiB, as it was seen.
+    """
 
     name: str
-    wall: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
 
 
 def build(name: str, command: Sequence[str]) -> Build:
     """Run a build and look at its memory."""
     result = Build(name)
-    stage = ["write"]
-    start = time.perf_counter()
+    stage, spent = [""], 0.0
+    written = Path(f"{command[-1]}.partial") / "checkpoint"
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
     ) as child:
@@ -76,12 +84,14 @@ def build(name: str, command: Sequence[str]) -> Build:
         output = threading.Thread(target=lambda: answers.append(child.stdout.read()))  # type: ignore[union-attr]
         output.start()
         while child.poll() is None:
-            now = stage[0]
+            if stage[0] in ("", "calibrate") and written.exists():
+                stage[0] = "write"
+            now, before, spent = stage[0], spent, max(spent, _cpu_seconds(child.pid))
+            result.cpu[now] = result.cpu.get(now, 0.0) + spent - before
             result.peak[now] = max(result.peak.get(now, 0.0), _resident_mib(child.pid))
             time.sleep(0.01)
         reader.join()
         output.join()
-    result.wall = time.perf_counter() - start
     if child.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with status {child.returncode}:\n{''.join(last)}")
     result.seconds = {one["name"]: one["seconds"] for one in json.loads(answers[0])["stages"]}
@@ -93,13 +103,10 @@ def _environment() -> dict[str, str]:
 
 
 def _stage(line: str, now: str) -> str:
-    """The stage a message begins; calibration ends with its last layer."""
-    message = json.loads(line)
-    event = message.get("event", "")
-    if event == "calibrate":
-        layer = message.get("layer")
-        return "write" if layer is not None and layer == message["layers"] - 1 else "calibrate"
-    return "validate" if event == "validate" else now
+    """The stage a message begins; writing begins with the checkpoint's folder."""
+    event = str(json.loads(line)["event"]) if line.startswith("{") else ""
+    begins = event == "validate" or (event == "calibrate" and now != "write")
+    return event if begins else now
 
 
 def _resident_mib(pid: int) -> float:
@@ -108,6 +115,14 @@ def _resident_mib(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if len(fields) > 1 else 0.0
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def layer_mib() -> float:
@@ -129,7 +144,9 @@ def row(cells: Sequence[str]) -> str:
 
 def figures(one: Build, copied: float, plain: Build) -> list[str]:
     """The cells of a build."""
-    seconds = [f"{one.seconds[stage]:.1f} s" if stage in one.seconds else "" for stage in STAGES]
+    seconds = [
+        f"{one.seconds[stage]:.1f} s ({one.cpu[stage]:.0f} s)" if stage in one.seconds else "" for stage in STAGES
+    ]
     peaks = [f"{one.peak[stage]:.0f} MiB" if stage in one.seconds else "" for stage in STAGES]
     made = sum(one.seconds.get(stage, 0.0) for stage in ("calibrate", "write"))
     ratios = [f"{made / copied:.1f}", "" if one is plain else f"{made / plain.seconds['write']:.1f}"]
