@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import models
 from llmcompile import environment
@@ -157,6 +157,39 @@ def test_experts_without_a_token_are_counted_in_a_note(model: Callable[[str], Pa
     notes = " ".join(json.loads((tmp_path / "out" / "llmcompile.json").read_text())["notes"])
     assert "no token of the calibration reached " in notes
     assert " of 8 experts: their weights have their own range" in notes
+
+
+def test_an_nvfp4_checkpoint_is_what_modelopt_exports(run: Run, tmp_path: Path) -> None:
+    """Of the same weights and tokens: names and types, every byte that follows from weights, and ranges of inputs."""
+    golden = load_file(Path(__file__).parents[1] / "golden" / "calibration" / "nvfp4.safetensors")
+    sizes = {"hidden_size": 64, "intermediate_size": 96}
+    folder = models.save("llama_gqa", tmp_path / "model", dtype="bfloat16", config=sizes)
+    weights = load_file(folder / "model.safetensors")
+    parts = dict(zip("qkv", golden["attention.qkv.source"].split([64, 32, 32]), strict=True))
+    parts["o"] = golden["attention.dense.source"]
+    layer = "model.layers.0."
+    weights |= {f"{layer}self_attn.{letter}_proj.weight": part.contiguous() for letter, part in parts.items()}
+    modules = {"gate": "mlp.fc", "up": "mlp.gate", "down": "mlp.proj"}
+    weights |= {f"{layer}mlp.{part}_proj.weight": golden[f"{name}.source"] for part, name in modules.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tokens = (torch.arange(4 * 12).reshape(4, 12) * 5 % models.VOCAB).tolist()
+    (tmp_path / "tokens.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens))
+    more = ("--calib-size", 4, "--calib-seq-len", 12)
+
+    result = run(*arguments(folder, tmp_path / "tokens.jsonl", "nvfp4", *more), tmp_path / "out")
+
+    assert result.code == 0, result.err
+    rank = load_file(tmp_path / "out" / "checkpoint" / "rank0.safetensors")
+    prefix = "transformer.layers.0."
+    expected = {name: tensor for name, tensor in golden.items() if name.startswith(("attention.", "mlp."))}
+    expected = {f"{prefix}{name}": tensor for name, tensor in expected.items() if not name.endswith("source")}
+    assert {name for name in rank if name.startswith((f"{prefix}attention", f"{prefix}mlp"))} == set(expected)
+    for name, tensor in expected.items():
+        assert rank[name].dtype == tensor.dtype, name
+        if name.endswith("activation_scaling_factor"):
+            assert float(rank[name]) == pytest.approx(float(tensor), rel=2e-2), name
+        else:
+            assert rank[name].view(torch.uint8).flatten().equal(tensor.reshape(-1).view(torch.uint8).flatten()), name
 
 
 @pytest.mark.parametrize("ranks", [("--tp", 1), ("--tp", 2), ("--tp", 2, "--moe-ep", 2)])
