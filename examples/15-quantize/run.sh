@@ -18,7 +18,7 @@ python - <<'EOF'
 import json
 
 found = json.load(open("compared/quantize.json"))
-good = [each for each in found["outcomes"] if each["passed"] and each["quality"]["top1"] > 0.8 and each["oldest_gpu"]]
+good = [each for each in found["outcomes"] if each["passed"] and each["quality"]["top1"] > 0.8 and each["recipe"]]
 best = min(good, key=lambda each: each["weights_bytes"])
 print(f"{best['recipe']}: {best['share']:.0%} of {found['dtype']}, from SM{best['oldest_gpu']} on")
 EOF

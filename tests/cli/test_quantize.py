@@ -202,7 +202,7 @@ def compared(failed: bool = False) -> Compared:
             weights_bytes=(132 - 11 * number) << 30,
             share=(132 - 11 * number) / 132,
             calibrated=number % 2 == 0,
-            oldest_gpu=None if recipe is None else 100,
+            oldest_gpu=100,
             first_release="0.17",
             quality=quality if passed else None,
             checkpoint=None,

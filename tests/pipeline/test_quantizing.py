@@ -204,9 +204,9 @@ def test_without_keep_no_checkpoint_is_left_and_the_figures_are_the_same(
     seen: list[int] = []
     original = making.build
 
-    def watched(*given: Any) -> None:
+    def watched(*given: Any, **named: Any) -> None:
         seen.append(len(list((tmp_path / "out.partial").rglob("rank0.safetensors"))))
-        original(*given)
+        original(*given, **named)
 
     monkeypatch.setattr(making, "build", watched)
 
@@ -221,6 +221,50 @@ def test_without_keep_no_checkpoint_is_left_and_the_figures_are_the_same(
         record["checkpoint"] = None
     assert mine == theirs
     assert "seconds" not in (tmp_path / "out" / "quantize.json").read_text()
+
+
+def test_recipes_that_ask_for_the_same_are_measured_once(
+    command: Callable[..., tuple[object, ...]],
+    model: Path,
+    data: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second AWQ recipe runs no layer; its checkpoint and its record are those of a build of its own."""
+    ran: list[int] = []
+    original = Layers.run
+
+    def watched(self: Layers, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        ran.append(layer)
+        return original(self, layer, hidden)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Layers, "run", watched)
+        result = run(*command("--keep", "--no-plot", recipes=("int4_awq", "w4a8_awq")), tmp_path / "out")
+    assert result.code == 0, result.err
+    start = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model, "--no-validate", "--group-size", 64)
+    calibration = ("--calib-dataset", data, "--calib-size", 8, "--calib-seq-len", 16)
+    run(*start, "--quantization", "w4a8_awq", *calibration, tmp_path / "alone")
+
+    assert result.err.count("Calibrating") == 1
+    assert ran == [0, 1]
+    mine, alone = tmp_path / "out" / "checkpoints" / "w4a8_awq", tmp_path / "alone"
+    name = "checkpoint/rank0.safetensors"
+    assert (mine / name).read_bytes() == (alone / name).read_bytes()
+    records = [json.loads((folder / "llmcompile.json").read_text())["calibration"] for folder in (mine, alone)]
+    assert records[0] == records[1]
+
+
+def test_the_oldest_gpu_is_that_of_all_that_was_asked_for(model: Path, run: Run, tmp_path: Path) -> None:
+    """An FP8 cache needs Ada, bfloat16 needs Ampere, whatever the recipe needs."""
+    start = ("quantize", "-m", model, "--recipes", "w8a16", "--no-plot")
+    run(*start, "--kv-cache", "fp8", tmp_path / "cache")
+    run(*start, "--dtype", "bfloat16", tmp_path / "type")
+
+    assert outcome(tmp_path / "cache", "w8a16")["oldest_gpu"] == 89
+    assert outcome(tmp_path / "cache", None)["oldest_gpu"] == 75
+    assert outcome(tmp_path / "type", "w8a16")["oldest_gpu"] == outcome(tmp_path / "type", None)["oldest_gpu"] == 80
 
 
 class Stopped(Exception):
@@ -293,7 +337,7 @@ def test_other_options_are_another_comparison(
 ) -> None:
     """A work directory of another text is not gone on with."""
     with monkeypatch.context() as patch:
-        patch.setattr(making, "build", lambda *given: (_ for _ in ()).throw(Stopped))
+        patch.setattr(making, "build", lambda *given, **named: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             run(*command(), tmp_path / "out")
     other = tmp_path / "other.txt"
@@ -392,7 +436,7 @@ def made_up(points: dict[str, tuple[int, float]], **given: Any) -> reports.Recip
             weights_bytes=size,
             share=size / whole,
             calibrated=False,
-            oldest_gpu=None if recipe is None else 100,
+            oldest_gpu=100,
             first_release="0.17",
             quality=quality,
             checkpoint=None,
@@ -478,6 +522,15 @@ def test_what_is_as_small_and_closer_beats() -> None:
     assert (found.smallest, found.closest, found.unbeaten) == ("w4a16", "fp8", ("int4_awq", "fp8"))
 
 
+def test_what_is_hardly_better_does_not_stand_out() -> None:
+    """Two percent of size, and ten of KL, are as good; a recipe 60 % larger and 5 % closer is no choice."""
+    points = {"fp8": (500 << 20, 1.05e-3), "int8_sq": (505 << 20, 1e-3), "fp8_rowwise": (800 << 20, 0.98e-3)}
+
+    found = reports.standing(made_up(points).outcomes)
+
+    assert (found.closest, found.unbeaten) == ("fp8_rowwise", ("fp8", "int8_sq"))
+
+
 def test_what_saves_nothing_does_not_stand_out() -> None:
     """A recipe that leaves all as it is would be the closest."""
     found = reports.standing(made_up({"fp8_rowwise": (1000 << 20, 1e-9), "fp8": (500 << 20, 1e-3)}).outcomes)
@@ -490,6 +543,7 @@ def remarks(**given: Any) -> list[str]:
     quality = made_up({}).outcomes[0].quality
     assert quality is not None
     fields: dict[str, Any] = {"vocabulary": 32000, "calibrated": False, "built_in": False, "dtype": "float16"}
+    fields["kv_cache"] = None
     return list(reports.remarks(quality, **{**fields, "deferred": (), **given}))
 
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompile.packaging.manifest import Quality, Tool
 
-_AS_SMALL = 1.02
-"""Bytes beside bytes that make no difference to a choice."""
+_AS_SMALL, _AS_CLOSE = 1.02, 1.1
+"""Bytes beside bytes, and KL divergence beside KL divergence, that make no difference to a choice."""
 _SCHEMA_ID = "urn:llmcompile:quantize:1"
 
 
@@ -32,7 +32,7 @@ class Outcome(_Strict):
     )
     share: float | None = Field(description="weights_bytes beside the unquantized checkpoint's; null without that.")
     calibrated: bool = Field(description="Whether it needs data.")
-    oldest_gpu: int | None = Field(description="Compute capability times ten; null for any.")
+    oldest_gpu: int = Field(description="Compute capability, times ten, of the oldest that this release runs it on.")
     first_release: str = Field(description="Of TensorRT-LLM.")
     quality: Quality | None = Field(description="Null for one that failed; figures of five significant digits.")
     checkpoint: str | None = Field(description="Its folder here; null where it was not kept.")
@@ -60,7 +60,9 @@ class Standing(_Strict):
 
     smallest: str | None = Field(description="Fewest bytes of weights.")
     closest: str | None = Field(description="Least KL divergence from the model.")
-    unbeaten: tuple[str, ...] = Field(description="Those beside which none of at most 1.02 times the bytes is closer.")
+    unbeaten: tuple[str, ...] = Field(
+        description="Those beside which no other is as small and as close; 2 % and 10 % are no difference."
+    )
 
 
 class RecipeReport(_Strict):
@@ -108,13 +110,20 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
     unbeaten = [
         str(outcome.recipe)
         for outcome, kl in scored
-        if not any(other.weights_bytes <= _AS_SMALL * outcome.weights_bytes and less < kl for other, less in scored)
+        if not any(_beats((other.weights_bytes, less), (outcome.weights_bytes, kl)) for other, less in scored)
     ]
     return Standing(
         smallest=None if smallest is None else smallest.recipe,
         closest=None if closest is None else closest[0].recipe,
         unbeaten=tuple(unbeaten),
     )
+
+
+def _beats(first: tuple[int, float], second: tuple[int, float]) -> bool:
+    """Whether bytes and KL divergence of the first are as good, and one of them is better by what counts."""
+    (size, kl), (other_size, other_kl) = first, second
+    as_good = size <= _AS_SMALL * other_size and kl <= _AS_CLOSE * other_kl
+    return as_good and (other_size > _AS_SMALL * size or other_kl > _AS_CLOSE * kl)
 
 
 def _smaller(outcome: Outcome) -> bool:
@@ -134,7 +143,14 @@ def ordered(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def remarks(
-    quality: Quality, *, vocabulary: int, calibrated: bool, built_in: bool, dtype: str, deferred: Sequence[str]
+    quality: Quality,
+    *,
+    vocabulary: int,
+    calibrated: bool,
+    built_in: bool,
+    dtype: str,
+    kv_cache: str | None,
+    deferred: Sequence[str],
 ) -> Iterator[str]:
     """How to read the figures, and what they do not say.
 
@@ -144,6 +160,7 @@ def remarks(
         calibrated: Whether a recipe was calibrated.
         built_in: Whether the text that was scored is also the one they were calibrated on.
         dtype: Of what is not quantized.
+        kv_cache: Of every recipe.
         deferred: Recipes whose weights are quantized by trtllm-build.
     """
     yield (
@@ -160,6 +177,8 @@ def remarks(
             "calibrated and scored on the same built-in text, which flatters calibrated recipes: give --calib-dataset "
             "and --eval-text texts like yours"
         )
+    if kv_cache is not None:
+        yield f"every recipe has a KV cache of {kv_cache}, which costs accuracy too; the unquantized checkpoint has not"
     if len(deferred) > 0:
         yield (
             f"{' and '.join(deferred)}: the checkpoint holds {dtype}, and trtllm-build quantizes it; the size is that "
@@ -209,7 +228,7 @@ def cells(outcome: Outcome, report: RecipeReport) -> Mapping[str, str]:
         "KL": "" if quality is None or quality.kl is None else f"{quality.kl:.1e}",
         "top-1": "" if quality is None else f"{quality.top1:.1%}",
         "error": "" if quality is None else f"{quality.largest_error:.2g}",
-        "GPU": "any" if outcome.oldest_gpu is None else f"SM{outcome.oldest_gpu}",
+        "GPU": f"SM{outcome.oldest_gpu}",
         "release": outcome.first_release,
         "data": "yes" if outcome.calibrated else "no",
     }
@@ -231,7 +250,7 @@ def standing_lines(report: RecipeReport) -> Iterator[tuple[str, str]]:
     if len(found.unbeaten) > 0:
         yield (
             "choose of",
-            f"{', '.join(found.unbeaten)}: no other is as small and closer",
+            f"{', '.join(found.unbeaten)}: none of the others is as small and as close",
         )
 
 

@@ -39,10 +39,11 @@ _FOLDER = "calibration/"
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What came of calibration: the job, now with its scales, and the manifest's record."""
+    """What came of calibration: the job, now with its scales, the manifest's record, and what was measured."""
 
     job: Job
     record: records.Calibration
+    ranges: Ranges
 
 
 def read(job: Job) -> Samples | None:
@@ -93,22 +94,22 @@ def _calibrator(job: Job) -> tuple[Literal["llmcompile", "modelopt"], str | None
     return "modelopt", installed_version()
 
 
-def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Calibrated:
+def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View, ranges: Ranges | None = None) -> Calibrated:
     """Measure every layer that an earlier run has not, and plan the job anew with what was found.
+
+    Args:
+        job: What is built.
+        samples: What the model is run on.
+        work: Where measured layers are kept.
+        view: Shown how far it is.
+        ranges: What another recipe, with the same `Measurement`, found on these samples; nothing is measured then.
 
     Raises:
         CheckpointError: The model's weights do not fit its config.json, or an activation is not finite.
         OutputError: The disk is full.
     """
-    layers = job.dims.sizes["layers"]
-    found = _finished(work, layers)
-    if len(found) < layers:
-        _measure(job, samples, work, view, found)
-    ranges = Ranges(
-        {(layer, group): measured for layer in range(layers) for group, measured in found[layer].linears.items()},
-        {layer: cache for layer in range(layers) if (cache := found[layer].cache) is not None},
-        {layer: found[layer].unreached for layer in range(layers) if len(found[layer].unreached) > 0},
-    )
+    if ranges is None:
+        ranges = _measured(job, samples, work, view)
     assert isinstance(job.options, TrtllmOptions)
     layout = make_layout(
         job.architecture,
@@ -120,7 +121,21 @@ def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Ca
     )
     plan = planned(job.checkpoint, job.architecture, job.dims, layout)
     resources = after_calibration(job.options.build, job.resources)
-    return Calibrated(replace(job, layout=layout, plan=plan, resources=resources), _record(job, samples, ranges))
+    return Calibrated(
+        replace(job, layout=layout, plan=plan, resources=resources), _record(job, samples, ranges), ranges
+    )
+
+
+def _measured(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Ranges:
+    layers = job.dims.sizes["layers"]
+    found = _finished(work, layers)
+    if len(found) < layers:
+        _measure(job, samples, work, view, found)
+    return Ranges(
+        {(layer, group): measured for layer in range(layers) for group, measured in found[layer].linears.items()},
+        {layer: cache for layer in range(layers) if (cache := found[layer].cache) is not None},
+        {layer: found[layer].unreached for layer in range(layers) if len(found[layer].unreached) > 0},
+    )
 
 
 def discard(work: WorkDirectory) -> None:

@@ -39,7 +39,7 @@ from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.plan import Plan, make_plan, sharded
-from llmcompile.ranges import STEPS
+from llmcompile.ranges import STEPS, Ranges
 from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 
 if TYPE_CHECKING:
@@ -200,6 +200,7 @@ class Report:
     output: Path | None = None
     rejected: Path | None = None
     quality: Quality | None = None
+    ranges: Ranges | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -20,6 +20,7 @@ from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import calibrating, engine, validating
 from llmcompile.pipeline.job import Job, Report, View, refuse
+from llmcompile.ranges import Ranges
 from llmcompile.stream import Streamed, stream
 from llmcompile.writing import MANIFEST, WorkDirectory, hash_file, work_path
 
@@ -29,8 +30,14 @@ _WIDER = {"ft": "--dtype fp32", "trtllm": "--dtype bfloat16 or float32", "neuron
 _VALIDATION_PACKAGES = ("safetensors", "tokenizers", "torch", "transformers")
 
 
-def build(job: Job, view: View, report: Report) -> None:
+def build(job: Job, view: View, report: Report, *, ranges: Ranges | None = None) -> None:
     """Make the artifact and publish it.
+
+    Args:
+        job: What is to be made.
+        view: Shown what goes on.
+        report: Told what was done.
+        ranges: What a job that asks for the same has measured; None to measure.
 
     Raises:
         OutputError: OUTPUT cannot be made.
@@ -45,8 +52,8 @@ def build(job: Job, view: View, report: Report) -> None:
         calibrated = None
         if samples is not None:
             with report.stage("calibrate"):
-                calibrated = calibrating.calibrate(job, samples, work, view)
-            job = calibrated.job
+                calibrated = calibrating.calibrate(job, samples, work, view, ranges)
+            job, report.ranges = calibrated.job, calibrated.ranges
         with report.stage("write"):
             check_left_out(job)
             streamed = write_tensors(job, work, view)

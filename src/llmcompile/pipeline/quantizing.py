@@ -40,6 +40,7 @@ from llmcompile.pipeline.job import (
     output_errors,
     prepare_opened,
 )
+from llmcompile.ranges import Measurement, Ranges
 from llmcompile.writing import MANIFEST, WorkDirectory, Written, hash_file, work_path
 
 REPORT, PAGE = "quantize.json", "quantize.md"
@@ -47,6 +48,7 @@ _CHECKPOINTS, _OUTCOMES = "checkpoints/", "outcomes/"
 """Folders in OUTPUT: of checkpoints that are kept, and, while the work lasts, of what came of those that are done."""
 _UNQUANTIZED = "unquantized"
 _DIGITS = 5
+_TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 class RecipeView(View, Protocol):
@@ -252,6 +254,7 @@ def compare_recipes(comparison: Comparison, view: RecipeView, report: Report) ->
     options = comparison.options
     build = options.build
     done: dict[str, _Done] = {}
+    measured: dict[Measurement, Ranges] = {}
     with report.stage("import"):
         # Else the first recipe's time would be that of importing torch.
         from llmcompile.validation import trtllm  # noqa: F401
@@ -261,7 +264,7 @@ def compare_recipes(comparison: Comparison, view: RecipeView, report: Report) ->
             finished = file in work.finished
             view.comparing(candidate.name, number, len(comparison.candidates), done=finished)
             if not finished:
-                found = _made(candidate, view, work, keep=options.keep)
+                found = _made(candidate, view, work, measured, keep=options.keep)
                 work.write_bytes(file, found.model_dump_json().encode())
             done[candidate.name] = _Done.model_validate_json((work.path / file).read_bytes())
         recipes = _report(comparison, done)
@@ -299,14 +302,29 @@ def _failures(recipes: reports.RecipeReport, options: QuantizeOptions) -> Iterat
         yield Problem(f"{name}: validation", outcome.problems[0], "what the recipe says", hint)
 
 
-def _made(candidate: Candidate, view: RecipeView, work: WorkDirectory, *, keep: bool) -> _Done:
-    """Build one checkpoint, note what it is, and take it away again."""
+def _made(
+    candidate: Candidate, view: RecipeView, work: WorkDirectory, measured: dict[Measurement, Ranges], *, keep: bool
+) -> _Done:
+    """Build one checkpoint, note what it is, and take it away again.
+
+    Args:
+        candidate: What is built.
+        view: Shown what goes on.
+        work: The work directory of the comparison.
+        measured: What recipes before have measured, for those that ask for the same; this one's is added.
+        keep: Leave the checkpoint.
+    """
     job, made = candidate.job, begin()
     problems: tuple[Problem, ...] = ()
+    # nvidia-modelopt measures by the recipe.
+    shared = isinstance(job.options, TrtllmOptions) and job.options.calibrator == TrtllmOptions.calibrator
+    asked = job.layout.measurement if shared else None
     try:
-        making.build(job, view, made)
+        making.build(job, view, made, ranges=None if asked is None else measured.get(asked))
     except MismatchError as error:
         problems = error.problems
+    if asked is not None and made.ranges is not None:
+        measured[asked] = made.ranges
     folder = made.output if made.output is not None else made.rejected
     manifest, kept = made.manifest, None
     if folder is not None and keep:
@@ -330,7 +348,7 @@ def _made(candidate: Candidate, view: RecipeView, work: WorkDirectory, *, keep: 
         weights_bytes=candidate.weights_bytes,
         share=None,
         calibrated=job.layout.measurement is not None,
-        oldest_gpu=None if recipe is None else recipe.sm,
+        oldest_gpu=_oldest_gpu(job),
         first_release=versions.text_of(versions.FIRST_SUPPORTED if recipe is None else recipe.first),
         quality=None if made.quality is None else validating.quality_record(made.quality, digits=_DIGITS),
         checkpoint=kept,
@@ -340,6 +358,27 @@ def _made(candidate: Candidate, view: RecipeView, work: WorkDirectory, *, keep: 
     source = _source(job) if manifest is None else manifest.source
     remarks = () if manifest is None or manifest.validation is None else manifest.validation.notes
     return _Done(outcome=outcome, source=source, seconds=seconds, calibration=_data(manifest), remarks=remarks)
+
+
+def _oldest_gpu(job: Job) -> int:
+    """The first that the release, the recipe, its cache and the type of the rest can all run on."""
+    options = job.options
+    assert isinstance(options, TrtllmOptions)
+    return next(
+        sm
+        for sm in versions.CAPABILITIES
+        if len(
+            versions.check_gpu(
+                sm,
+                options.trtllm_version,
+                recipe=options.quantization,
+                dtype=_TYPES[job.layout.dtype.name],
+                wo_layout=options.wo_layout,
+                kv_cache=options.kv_cache,
+            )
+        )
+        == 0
+    )
 
 
 def _data(manifest: records.Manifest | None) -> reports.Data | None:
@@ -381,8 +420,7 @@ def _recorded(comparison: Comparison) -> dict[str, bool | int | float | str | No
 
 
 def _dtype(comparison: Comparison) -> str:
-    layout = comparison.candidates[0].job.layout
-    return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[layout.dtype.name]
+    return _TYPES[comparison.candidates[0].job.layout.dtype.name]
 
 
 def _identity(comparison: Comparison) -> dict[str, Any]:
@@ -425,6 +463,7 @@ def _report(comparison: Comparison, done: Mapping[str, _Done]) -> reports.Recipe
             calibrated=any(outcome.calibrated for outcome in outcomes),
             built_in=options.calib_dataset is None and options.eval_text is None,
             dtype=_dtype(comparison),
+            kv_cache=options.kv_cache,
             deferred=[candidate.name for candidate in comparison.candidates if candidate.deferred],
         )
     return reports.RecipeReport(

@@ -141,6 +141,8 @@ KV_CACHES = ("fp8", "int8")
 KV_MEASURED: Release = (0, 17)
 """First release that uses the stored scale of an FP8 cache; older ones take 1. Source: NVIDIA/TensorRT-LLM@v0.13.0:
 tensorrt_llm/models/modeling_utils.py, which overwrites it."""
+CAPABILITIES = (70, 75, 80, 86, 89, 90, 100, 120)
+"""Compute capabilities times ten, of the GPUs that some release runs on; oldest first."""
 _ROWWISE_ON_ADA: Release = (0, 15)
 _SM80_LAYOUT = range(75, 90)
 """GPUs that read the byte layout of SM80: spec section 6.2."""
