@@ -98,6 +98,22 @@ def test_a_link_in_an_artifact_may_not_lead_out(copied: Path, tmp_path: Path) ->
         open_artifact(copied)
 
 
+def test_a_config_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    """100 000 brackets are JSON that no parser here follows to its end."""
+    (tmp_path / "config.json").write_text("[" * 100_000)
+
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        open_artifact(tmp_path)
+
+
+def test_modules_that_are_nested_too_deeply_are_none(tmp_path: Path) -> None:
+    """What sentence-transformers would read is not needed by any server here."""
+    for name, text in (("config.json", "{}"), ("model.safetensors", "0"), ("modules.json", "[" * 100_000)):
+        (tmp_path / name).write_text(text)
+
+    assert open_artifact(tmp_path).tree.folders == frozenset()
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     """config.json alone is no checkpoint."""
     (tmp_path / "config.json").write_text("{}")

@@ -463,6 +463,13 @@ def test_several_ends_are_noted() -> None:
     assert any("[2, 32000]" in note for note in package.notes)
 
 
+def test_ends_that_are_nested_too_deeply_are_none() -> None:
+    """A note is all that depends on the file."""
+    package, _ = made(decoder(files={"generation_config.json": b"[" * 100_000, "model.safetensors": b"0"}))
+
+    assert not any("generation_config.json" in note for note in package.notes)
+
+
 @pytest.mark.parametrize("of", [engine(), decoder(), encoder()])
 def test_entries_follow_the_schema(of: Artifact) -> None:
     """What is written is read by the strict schema, and passes every rule."""
@@ -602,6 +609,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[LlmCompileError], str]] = {
     ),
     "an index that is none": (
         lambda: made(decoder(files={"model.safetensors.index.json": b"[]"})),
+        CheckpointError,
+        "no weight_map",
+    ),
+    "an index nested too deeply": (
+        lambda: made(decoder(files={"model.safetensors.index.json": b"[" * 100_000})),
         CheckpointError,
         "no weight_map",
     ),

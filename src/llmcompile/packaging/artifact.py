@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 from llmcompile.checkpoint.folder import auxiliary_files, contained
 from llmcompile.errors import CheckpointError, Problem, collected
 from llmcompile.packaging import manifest as records
+from llmcompile.packaging.documents import json_value
 from llmcompile.packaging.target import Kind
 from llmcompile.packaging.tree import Tree, from_folder
 from llmcompile.writing import MANIFEST
@@ -169,7 +169,7 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
         manifest=manifest,
         tree=tree,
         sha256=listed,
-        config=_object(tree, "config.json") if "config.json" in tree.files else {},
+        config=read_object(tree, "config.json") if "config.json" in tree.files else {},
         model=manifest.source.model,
         commit=manifest.source.commit,
         tp=_degree(pretrained, "tp_size", options.get("tp"), ranks),
@@ -187,7 +187,7 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
 
 
 def _of_folder(path: Path, tree: Tree) -> Artifact:
-    config = _object(tree, "config.json")
+    config = read_object(tree, "config.json")
     if tree.matching("*.safetensors") == () and tree.matching("*.bin") == ():
         raise CheckpointError(str(path), "config.json, and no weights", "*.safetensors or *.bin", "check the path")
     # Of what lies deeper only the modules of a sentence-transformers model: the rest are other formats of the weights.
@@ -229,7 +229,7 @@ def _modules(tree: Tree) -> tuple[str, ...]:
     if "modules.json" not in tree.files:
         return ()
     try:
-        modules = json.loads(tree.read("modules.json"))
+        modules = json_value(tree.read("modules.json"))
         return tuple(str(module["path"]) for module in modules if module["path"] in tree.folders)
     except (ValueError, KeyError, TypeError):
         return ()
@@ -264,11 +264,11 @@ def _task(manifest: records.Manifest) -> str:
 def _optimum_dtype(tree: Tree, options: Mapping[str, Any]) -> object:
     """What optimum-neuron says it computes in: neuron_config.json of a decoder, config.json of the others."""
     if "neuron_config.json" in tree.files:
-        stated = _object(tree, "neuron_config.json").get("torch_dtype")
+        stated = read_object(tree, "neuron_config.json").get("torch_dtype")
         if stated is not None:
             return stated
     if "config.json" in tree.files:
-        stated = _mapping(_object(tree, "config.json"), "neuron").get("auto_cast_type")
+        stated = _mapping(read_object(tree, "config.json"), "neuron").get("auto_cast_type")
         if stated is not None:
             return stated
     cast = options.get("auto_cast_type")
@@ -287,13 +287,18 @@ def _engine(tree: Tree) -> Mapping[str, Any]:
     """The engine's configuration; the decoder's where there is an encoder besides."""
     for path in (f"{ENGINE}/config.json", f"{ENGINE}/decoder/config.json", f"{ENGINE}/encoder/config.json"):
         if path in tree.files:
-            return _object(tree, path)
+            return read_object(tree, path)
     raise CheckpointError(f"{tree.name}/{ENGINE}/config.json", "no such file", "an engine's config.json", _REBUILD)
 
 
-def _object(tree: Tree, path: str) -> Mapping[str, Any]:
+def read_object(tree: Tree, path: str) -> Mapping[str, Any]:
+    """The object in a JSON file that an artifact must have.
+
+    Raises:
+        CheckpointError: It holds none.
+    """
     try:
-        content = json.loads(tree.read(path))
+        content = json_value(tree.read(path))
     except ValueError as error:
         raise CheckpointError(f"{tree.name}/{path}", f"not JSON: {error}", "a JSON object", _REBUILD) from error
     if not isinstance(content, dict):

@@ -17,13 +17,36 @@ _VALUES = 100_000
 """The most values that a text may hold once its aliases are followed: nine lines can hold a billion."""
 
 
+def json_value(content: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is none, or is nested too deeply to be one of a model or a server.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object inside another; empty where there is none."""
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def whole(value: object) -> int | None:
+    """A whole number; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def json_object(tree: Tree, path: str) -> Mapping[str, Any] | None:
     """The object in a JSON file; None where there is no such file, or nothing in it that is one."""
     if path not in tree.files:
         return None
     try:
-        content = json.loads(tree.read(path))
-    except (CheckpointError, ValueError, RecursionError):
+        content = json_value(tree.read(path))
+    except (CheckpointError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 

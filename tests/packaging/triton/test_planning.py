@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import typing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -407,6 +409,27 @@ def test_an_ensemble_without_a_tokenizer(model_py: str) -> None:
 
     with pytest.raises(CheckpointError, match="no tokenizer among"):
         r.plan(artifact, ensemble=True, model_py=model_py)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"{"])
+def test_an_engine_whose_config_is_no_object_is_refused(content: bytes) -> None:
+    """Nested too deeply, a list, cut off: exit code 3, by the file's name."""
+    artifact = r.engine()
+    files = {path: artifact.tree.read(path) for path in artifact.tree.files}
+    broken = replace(artifact, tree=r.tree_of({**files, "engine/config.json": content}, name="artifact"))
+
+    with pytest.raises(CheckpointError, match=r"engine/config\.json"):
+        r.plan(broken)
+
+
+def test_a_build_config_of_another_shape_says_nothing() -> None:
+    """The batch is then what the artifact says of itself."""
+    artifact = r.engine()
+    files = {path: artifact.tree.read(path) for path in artifact.tree.files}
+    config = json.dumps({**artifact.engine, "build_config": [8]}).encode()
+    changed = replace(artifact, tree=r.tree_of({**files, "engine/config.json": config}, name="artifact"), batch_size=3)
+
+    assert "max_batch_size: 3" in r.plan(changed).texts["tensorrt_llm/config.pbtxt"]
 
 
 def test_every_kind_is_served_or_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import yaml
 from llmcompile.errors import CheckpointError, OptionsError, Problem, UnsupportedError, collected
 from llmcompile.packaging import prompt_format
 from llmcompile.packaging.artifact import ENGINE
+from llmcompile.packaging.documents import json_value
 from llmcompile.packaging.rayllm import facts
 from llmcompile.packaging.rayllm.schema import ENGINES, flaws, parse
 from llmcompile.packaging.target import Package, Request
@@ -330,7 +330,7 @@ def _snapshot(artifact: Artifact) -> Mapping[str, str]:
 
 def _indexed(artifact: Artifact, index: str) -> tuple[str, ...]:
     try:
-        content = json.loads(artifact.tree.read(index))
+        content = json_value(artifact.tree.read(index))
         named = set(content["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -430,7 +430,7 @@ def _given_format(file: str) -> Mapping[str, Any]:
 def _stops(artifact: Artifact) -> tuple[str, ...]:
     """A note for a model that ends its answers by more tokens than the tokenizer's one."""
     try:
-        ends = json.loads(artifact.tree.read("generation_config.json"))["eos_token_id"]
+        ends = json_value(artifact.tree.read("generation_config.json"))["eos_token_id"]
     except (CheckpointError, ValueError, KeyError, TypeError):
         return ()
     if not isinstance(ends, list) or len(ends) < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
+from llmcompile.packaging.artifact import Artifact, read_object
+from llmcompile.packaging.documents import section, whole
 from llmcompile.packaging.target import KINDS, Kind, Package, Request, flags
 from llmcompile.packaging.triton import engine, ensemble, fastertransformer, llmapi
 from llmcompile.packaging.triton.generations import GENERATIONS, generation_of, has
 from llmcompile.packaging.triton.pbtxt import Message, render
 
 if TYPE_CHECKING:
-    from llmcompile.packaging.artifact import Artifact
     from llmcompile.packaging.triton import TritonOptions
 
 _ENGINE: tuple[Kind, ...] = ("trtllm-engine",)
@@ -88,7 +88,7 @@ def _mount(path: str) -> str:
 def _engine(artifact: Artifact, options: TritonOptions, request: Request, mount: str) -> Package:
     generation = _generation(artifact, request)
     folders = {folder: f"{engine.NAME}/{_VERSION}{folder.removeprefix('engine')}" for folder in artifact.engine_folders}
-    configs = {folder: json.loads(artifact.tree.read(f"{folder}/config.json")) for folder in folders}
+    configs = {folder: read_object(artifact.tree, f"{folder}/config.json") for folder in folders}
     links = dict(_engine_files(artifact, folders))
     encoder = next((to for folder, to in folders.items() if folder.endswith("/encoder")), None)
     decoder = next((to for folder, to in folders.items() if not folder.endswith("/encoder")), None)
@@ -182,11 +182,10 @@ def _engine_files(artifact: Artifact, folders: Mapping[str, str]) -> Iterator[tu
             yield f"{to}/{name}", source
 
 
-def _built(configs: Mapping[str, Any], key: str, otherwise: int | None) -> int | None:
+def _built(configs: Mapping[str, Mapping[str, Any]], key: str, otherwise: int | None) -> int | None:
     """The least of what the encoder and the decoder were built for."""
-    found = [config.get("build_config", {}).get(key) for config in configs.values()]
-    numbers = [number for number in found if isinstance(number, int) and not isinstance(number, bool)]
-    return min(numbers, default=otherwise)
+    found = [whole(section(config, "build_config").get(key)) for config in configs.values()]
+    return min((number for number in found if number is not None), default=otherwise)
 
 
 def _at_most(given: str, asked: int | None, built: int | None) -> int:
