@@ -27,7 +27,7 @@ from rich.text import Text
 from llmcompile import __version__
 from llmcompile.cli import neuron_lines, quantize_lines, rtx_lines, serving_lines
 from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
-from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected
+from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected, combined
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -141,7 +141,7 @@ class Console:
         if options.build.dry_run:
             self._show_lines(_start_lines(start), failed=start.errors != ())
         if start.errors != ():
-            raise collected(type(start.errors[0]), [problem for error in start.errors for problem in error.problems])
+            raise combined(start.errors)
         if options.build.dry_run:
             return
         for line in _start_lines(start):
@@ -415,7 +415,7 @@ class Console:
 
         errors = packaging.shortcut_errors(_shortcuts(build), kind, build.output, force=build.force)
         if len(errors) > 0:
-            raise collected(type(errors[0]), [problem for error in errors for problem in error.problems])
+            raise combined(errors)
 
     def _packages_of(self, build: BuildOptions) -> None:
         """Package what was built, as --package asks."""

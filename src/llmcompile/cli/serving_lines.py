@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from llmcompile.packaging.target import runtime_of
+
 if TYPE_CHECKING:
     from llmcompile.packaging.target import Finding
     from llmcompile.pipeline.packaging import Packaging, Packed
@@ -18,8 +20,7 @@ _MARKS = {"ok": "✓", "failed": "x", "note": "!", "skipped": "-"}
 
 def kind(planned: Packaging) -> str:
     """What was made, in a few words."""
-    runtime = planned.request.runtime_version
-    runtime = planned.package.runtime if runtime is None else runtime
+    runtime = runtime_of(planned.package, planned.request)
     behind = "" if runtime is None else f" (runtime {runtime})"
     return f"a package for {planned.target.title} {planned.request.version}{behind}"
 

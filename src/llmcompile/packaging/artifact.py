@@ -12,7 +12,7 @@ from typing import Any
 from llmcompile.checkpoint.folder import auxiliary_files, contained
 from llmcompile.errors import CheckpointError, Problem, collected
 from llmcompile.packaging import manifest as records
-from llmcompile.packaging.documents import json_value
+from llmcompile.packaging.documents import json_value, section, whole
 from llmcompile.packaging.target import Kind
 from llmcompile.packaging.tree import Tree, from_folder
 from llmcompile.writing import MANIFEST
@@ -148,8 +148,8 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     tree = Tree(tree.name, {name: size for name, size in tree.files.items() if name in listed}, tree.folders, tree.load)
     options = manifest.options
     engine = _engine(tree) if manifest.engine is not None else {}
-    built = _mapping(engine, "build_config") if "build_config" in engine else _mapping(engine, "builder_config")
-    pretrained = _mapping(engine, "pretrained_config")
+    built = section(engine, "build_config") if "build_config" in engine else section(engine, "builder_config")
+    pretrained = section(engine, "pretrained_config")
     neuron = manifest.neuron
     ranks = 1 if neuron is None else neuron.ranks
     dtype = pretrained.get("dtype", options.get("dtype"))
@@ -159,10 +159,10 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     batch = built.get("max_batch_size", options.get("batch_size"))
     if manifest.rtx is not None:
         batch = int(str(batch).rpartition(",")[2])  # "1,4,16": the most
-    parts = [_count(built.get(key)) for key in ("max_input_len", "max_output_len")]
+    parts = [whole(built.get(key)) for key in ("max_input_len", "max_output_len")]
     if sequence is None and None not in parts:
         sequence = sum(part for part in parts if part is not None)
-    quantized = _mapping(pretrained, "quantization").get("quant_algo", options.get("quantization"))
+    quantized = section(pretrained, "quantization").get("quant_algo", options.get("quantization"))
     return Artifact(
         path=path,
         kind=_kind(manifest),
@@ -176,10 +176,10 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
         pp=_degree(pretrained, "pp_size", options.get("pp"), 1),
         dtype=_DTYPES.get(str(dtype).removeprefix("torch.")),
         task=_task(manifest),
-        batch_size=_count(batch),
-        sequence_length=_count(sequence),
-        input_length=_count(built.get("max_input_len")),
-        beam_width=_count(built.get("max_beam_width", options.get("num_beams"))),
+        batch_size=whole(batch),
+        sequence_length=whole(sequence),
+        input_length=whole(built.get("max_input_len")),
+        beam_width=whole(built.get("max_beam_width", options.get("num_beams"))),
         compiler=_compiler(manifest),
         quantization=None if quantized in (None, "none") else str(quantized),
         engine=engine,
@@ -200,7 +200,7 @@ def _of_folder(path: Path, tree: Tree) -> Artifact:
     for name in own:
         contained(path, name)
     dtype = config.get("torch_dtype", config.get("dtype"))
-    method = _mapping(config, "quantization_config").get("quant_method")
+    method = section(config, "quantization_config").get("quant_method")
     return Artifact(
         path=path,
         kind="hf",
@@ -215,7 +215,7 @@ def _of_folder(path: Path, tree: Tree) -> Artifact:
         dtype=_DTYPES.get(str(dtype)),
         task=None,
         batch_size=None,
-        sequence_length=_count(config.get("max_position_embeddings", config.get("n_positions"))),
+        sequence_length=whole(config.get("max_position_embeddings", config.get("n_positions"))),
         input_length=None,
         beam_width=None,
         compiler=None,
@@ -268,7 +268,7 @@ def _optimum_dtype(tree: Tree, options: Mapping[str, Any]) -> object:
         if stated is not None:
             return stated
     if "config.json" in tree.files:
-        stated = _mapping(read_object(tree, "config.json"), "neuron").get("auto_cast_type")
+        stated = section(read_object(tree, "config.json"), "neuron").get("auto_cast_type")
         if stated is not None:
             return stated
     cast = options.get("auto_cast_type")
@@ -306,17 +306,9 @@ def read_object(tree: Tree, path: str) -> Mapping[str, Any]:
     return content
 
 
-def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = content.get(key)
-    return value if isinstance(value, dict) else {}
-
-
 def _degree(pretrained: Mapping[str, Any], key: str, option: object, otherwise: int) -> int:
-    for value in (_mapping(pretrained, "mapping").get(key), option):
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+    for value in (section(pretrained, "mapping").get(key), option):
+        found = whole(value)
+        if found is not None:
+            return found
     return otherwise
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

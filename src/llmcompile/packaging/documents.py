@@ -40,6 +40,20 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def count(value: object) -> int | None:
+    """A whole number from 1; None for anything else."""
+    found = whole(value)
+    return found if found is not None and found > 0 else None
+
+
+def packaged(tree: Tree) -> Mapping[str, Any]:
+    """What llmcompile.json says that a package was made for; empty where it is none of ours, or says nothing."""
+    from llmcompile.writing import MANIFEST  # not for --help, which imports this file
+
+    record = json_object(tree, MANIFEST)
+    return {} if record is None else section(record, "package")
+
+
 def json_object(tree: Tree, path: str) -> Mapping[str, Any] | None:
     """The object in a JSON file; None where there is no such file, or nothing in it that is one."""
     if path not in tree.files:

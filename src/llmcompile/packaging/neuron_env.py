@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
-from llmcompile.packaging.documents import json_object
+from llmcompile.packaging.documents import json_object, whole
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -257,19 +257,15 @@ def _record(
     return Record(
         path=path,
         kind=kind,
-        batch=_count(section.get("batch_size")),
-        sequence=_count(section.get("sequence_length")),
-        cores=_count(cores),
+        batch=whole(section.get("batch_size")),
+        sequence=whole(section.get("sequence_length")),
+        cores=whole(cores),
         dtype=DTYPES.get(dtype),
         compiler=text_of(section.get(compiler)),
         release=text_of(section.get("optimum_neuron_version")),
         target=text_of(section.get("target")),
         weights=text_of(section.get("checkpoint_id")),
     )
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def text_of(value: object) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from llmcompile.packaging.documents import json_object
+from llmcompile.packaging.documents import json_object, packaged
 from llmcompile.packaging.neuron_env import (
     DTYPES,
     FIXES,
@@ -31,6 +31,7 @@ from llmcompile.packaging.neuron_env import (
     text_of,
 )
 from llmcompile.packaging.target import Finding, Serving
+from llmcompile.writing import MANIFEST
 
 if TYPE_CHECKING:
     from llmcompile.packaging.compose import Service
@@ -92,7 +93,7 @@ def served(
 ) -> Served:
     """Gather what the rules look at from a package."""
     inner = tree if folder in ("", ".") else tree.under(folder)
-    manifest = json_object(tree, "llmcompile.json")
+    manifest = json_object(tree, MANIFEST)
     artifact = None if manifest is None else manifest.get("artifact")
     versions = artifact.get("versions") if isinstance(artifact, dict) else None
     release = text_of(versions.get("optimum-neuron")) if isinstance(versions, dict) else None
@@ -111,16 +112,13 @@ def hub(look: Served) -> str | None:
 
 def packaged_version(tree: Tree) -> str | None:
     """The release a package was made for, as its manifest says."""
-    manifest = json_object(tree, "llmcompile.json")
-    package = None if manifest is None else manifest.get("package")
-    return text_of(package.get("version")) if isinstance(package, dict) else None
+    return text_of(packaged(tree).get("version"))
 
 
 def packaged_runtime(tree: Tree, serving: Serving) -> str | None:
     """The runtime's version: as it was said, else as the manifest says for the same release."""
-    manifest = json_object(tree, "llmcompile.json")
-    package = None if manifest is None else manifest.get("package")
-    if serving.runtime_version is not None or not isinstance(package, dict):
+    package = packaged(tree)
+    if serving.runtime_version is not None or len(package) == 0:
         return serving.runtime_version
     return text_of(package.get("runtime")) if serving.version in (None, package.get("version")) else None
 

@@ -145,6 +145,11 @@ class Package:
     next: tuple[str, ...] = ()
 
 
+def runtime_of(package: Package, request: Request) -> str | None:
+    """The version of the vendor's runtime a package is for: what the user said, else what it says itself."""
+    return package.runtime if request.runtime_version is None else request.runtime_version
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a rule found: "ok", "failed", "note" (it will load, but look) or "skipped" (cannot be told from here).

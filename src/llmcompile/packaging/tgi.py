@@ -59,6 +59,8 @@ def plan(artifact: Artifact, options: TgiOptions, request: Request) -> Package:
         UnsupportedError: The model is no decoder, or the image would refuse it.
         OptionsError: A limit contradicts what was compiled.
     """
+    from llmcompile.writing import MANIFEST
+
     image = IMAGES[request.version]
     record = neuron_env.servable(artifact, image, request.runtime_version)
     if options.port > 65535:
@@ -78,7 +80,7 @@ def plan(artifact: Artifact, options: TgiOptions, request: Request) -> Package:
         texts[NGINX] = _nginx(image, options.replicas)
     return Package(
         texts=texts,
-        links={f"{FOLDER}/{path}": path for path in artifact.tree.files if path != "llmcompile.json"},
+        links={f"{FOLDER}/{path}": path for path in artifact.tree.files if path != MANIFEST},
         runtime=image.compiler if request.runtime_version is None else request.runtime_version,
         notes=_notes(image, record, options),
         next=("cd {output} && docker compose up", _question(image, options.port)),

@@ -24,11 +24,12 @@ from llmcompile.errors import (
     ResourceError,
     UnsupportedError,
     collected,
+    combined,
 )
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging import tree as trees
 from llmcompile.packaging.artifact import Artifact, open_artifact
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, release_of
+from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, release_of, runtime_of
 from llmcompile.packaging.targets import TARGETS
 from llmcompile.packaging.tree import Tree
 from llmcompile.pipeline.job import Report
@@ -255,8 +256,7 @@ def refuse_package(planned: Packaging) -> None:
         ResourceError: The disk will not do.
     """
     if planned.errors != ():
-        kind = type(planned.errors[0])
-        raise collected(kind, [problem for error in planned.errors for problem in error.problems])
+        raise combined(planned.errors)
 
 
 def make_package(planned: Packaging, view: Writing, report: Report) -> Packed:
@@ -389,7 +389,7 @@ def _manifest(
         package=records.Packaged(
             target=options.target,
             version=request.version,
-            runtime=package.runtime if request.runtime_version is None else request.runtime_version,
+            runtime=runtime_of(package, request),
             kind="conversion" if artifact is None else artifact.kind,
             options=asdict(options.settings),
             rules=worst,

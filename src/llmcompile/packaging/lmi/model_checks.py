@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmcompile.errors import CheckpointError
+from llmcompile.packaging.documents import section, whole
 from llmcompile.packaging.lmi.releases import FT_WEIGHTS, TRT_ASYNC, without_build
 from llmcompile.packaging.lmi.seen import (
     ASK_VERSION,
@@ -16,9 +17,7 @@ from llmcompile.packaging.lmi.seen import (
     failed,
     note,
     ok,
-    section,
     skipped,
-    whole,
 )
 from llmcompile.packaging.target import Finding
 from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors

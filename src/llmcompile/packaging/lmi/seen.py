@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError
 from llmcompile.packaging import properties
-from llmcompile.packaging.documents import json_object
+from llmcompile.packaging.documents import json_object, section
 from llmcompile.packaging.lmi.releases import FT, MOUNT, NEURON, RELEASES, VLLM, Release
 from llmcompile.packaging.target import Finding, Serving, Status, release_of
+from llmcompile.writing import MANIFEST
 
 if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
 
 FILE = "serving.properties"
-RECORD = "llmcompile.json"
 _ENGINE_FILE = re.compile(r"(?:.*[^0-9])?rank([0-9]{1,6})\.engine")
 _FT_FOLDER = re.compile(r"([0-9]{1,6})-gpu")
 SHOWN = 80
@@ -140,7 +140,7 @@ class Seen:
     @property
     def away(self) -> bool:
         """Whether the model is said to lie elsewhere, and nothing of it is here."""
-        return self.model_id is not None and len(self.tree.files.keys() - {FILE, RECORD}) == 0
+        return self.model_id is not None and len(self.tree.files.keys() - {FILE, MANIFEST}) == 0
 
     def json(self, path: str) -> Mapping[str, Any]:
         """A JSON object; empty where there is none that can be read."""
@@ -187,7 +187,7 @@ def see(tree: Tree, serving: Serving) -> Seen:
         except CheckpointError:
             pass
     bare = Seen(inner, lead, content, entries, None, None, MOUNT)
-    record = bare.json(RECORD)
+    record = bare.json(MANIFEST)
     packaged = section(record, "package")
     asked = serving.version if serving.version is not None else packaged.get("version")
     mount = serving.mount_path
@@ -208,17 +208,6 @@ def see(tree: Tree, serving: Serving) -> Seen:
 def _runtime(packaged: Mapping[str, Any]) -> str | None:
     runtime = packaged.get("runtime")
     return runtime if isinstance(runtime, str) else None
-
-
-def section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object inside another; empty where there is none."""
-    value = content.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def whole(value: object) -> int | None:
-    """A whole number; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def finding(status: Status, subject: str, found: str, expected: str = "", hint: str = "") -> Finding:

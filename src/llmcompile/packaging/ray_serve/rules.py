@@ -52,8 +52,8 @@ from llmcompile.packaging.ray_serve.releases import (
 from llmcompile.packaging.ray_serve.schema import EFFECTS, Flaw, file_flaws, flaws
 from llmcompile.packaging.target import Finding, Serving
 from llmcompile.packaging.tree import READ_BYTES, Tree
+from llmcompile.writing import MANIFEST
 
-_MANIFEST = "llmcompile.json"
 _BUILDERS = ("build_openai_app", "build_pd_openai_app", "build_dp_openai_app", "build_llm_deployment")
 _VERSION_HINT = "say --target-version, like 2.60"
 _ANY_SCHEME = re.compile(r"(?:s3|gs|abfss|azure)://|pyarrow-")
@@ -164,7 +164,7 @@ def _open(tree: Tree, serving: Serving) -> _Package:
 
 def _recorded(tree: Tree) -> Mapping[str, str]:
     """`package` of llmcompile.json: the release and the runtime it was made for."""
-    content = _json(tree, _MANIFEST)
+    content = _json(tree, MANIFEST)
     package = content.get("package") if isinstance(content, dict) else None
     if not isinstance(package, dict):
         return {}
@@ -830,7 +830,7 @@ def _weights(package: _Package) -> Iterator[Finding]:
 
 def _absent(package: _Package, rule: str) -> Iterator[Finding]:
     """The model is not in the package; that is wrong where the LLMConfig says it should be."""
-    made = "llmcompile.json" in package.tree.files and _recorded_kind(package.tree) == "hf"
+    made = MANIFEST in package.tree.files and _recorded_kind(package.tree) == "hf"
     if made and len(package.configs) == 1:
         yield _failed(rule, f"{package.folder}/", "no such folder", "the model's files", "package again")
     else:
@@ -838,7 +838,7 @@ def _absent(package: _Package, rule: str) -> Iterator[Finding]:
 
 
 def _recorded_kind(tree: Tree) -> object:
-    content = _json(tree, _MANIFEST)
+    content = _json(tree, MANIFEST)
     package = content.get("package") if isinstance(content, dict) else None
     return package.get("kind") if isinstance(package, dict) else None
 

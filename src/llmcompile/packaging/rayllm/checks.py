@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from llmcompile.errors import CheckpointError, ToolchainError, UnsupportedError
 from llmcompile.packaging import prompt_format
-from llmcompile.packaging.documents import YAML_CHARACTERS, json_object
+from llmcompile.packaging.documents import YAML_CHARACTERS, json_object, packaged, whole
 from llmcompile.packaging.rayllm import facts
 from llmcompile.packaging.rayllm.schema import ENGINES, Flaw, PromptFormat, flaws, parse
 from llmcompile.packaging.target import Finding, Serving, Status, release_of
 from llmcompile.packaging.tree import Tree
 from llmcompile.packaging.weights import are_all, missing_weights
+from llmcompile.writing import MANIFEST
 
 _YAML = (".yaml", ".yml", ".json")
 _ENTRY = re.compile(r"""^["' \t{]*engine_config["']?\s*:""", re.MULTILINE)
@@ -25,7 +26,6 @@ _APPLICATION = "rayllm.backend:router_application"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RANK = re.compile(r"rank(\d+)\.engine")
 _MIRROR = "mirror"
-_MANIFEST = "llmcompile.json"
 _EFFECTS: Mapping[str, str] = MappingProxyType(
     {
         "refused": "RayLLM refuses the entry",
@@ -133,7 +133,7 @@ def lint(tree: Tree, serving: Serving) -> Iterator[Finding]:
 
 def _texts(tree: Tree) -> Iterator[tuple[str, str]]:
     for path, size in tree.files.items():
-        outside = not path.startswith(f"{_MIRROR}/") and path != _MANIFEST
+        outside = not path.startswith(f"{_MIRROR}/") and path != MANIFEST
         if path.endswith(_YAML) and outside and size <= YAML_CHARACTERS:
             yield path, tree.text(path)
 
@@ -156,9 +156,9 @@ def _view(tree: Tree, serving: Serving) -> _View:
             serves[path] = content
         else:
             entries.append(_Entry(path, content, flaws(content)))
-    record = json_object(tree, _MANIFEST)
-    package = record.get("package") if record is not None else None
-    package = package if isinstance(package, dict) and package.get("target") == "rayllm" else {}
+    record = json_object(tree, MANIFEST)
+    package = packaged(tree)
+    package = package if package.get("target") == "rayllm" else {}
     asked = serving.version if serving.version is not None else package.get("version")
     runtime = serving.runtime_version if serving.runtime_version is not None else package.get("runtime")
     mirror = tree.under(_MIRROR) if _MIRROR in tree.folders else None
@@ -317,7 +317,7 @@ def _deployment(view: _View) -> Iterator[_Found]:
 def _workers(view: _View) -> Iterator[_Found]:
     for entry in view.entries:
         subject = f"{entry.path}: scaling_config.num_workers"
-        asked = facts.whole(entry.at("scaling_config", "num_workers"))
+        asked = whole(entry.at("scaling_config", "num_workers"))
         if asked is None or _mirror_of(view, entry) is None:
             continue
         if entry.engine == "TRTLLMEngine":
@@ -327,7 +327,7 @@ def _workers(view: _View) -> Iterator[_Found]:
             yield _Found("ok", subject, "1") if asked == 1 else more
         elif entry.engine == "VLLMEngine":
             config = {} if view.config is None else view.config
-            heads = facts.whole(config.get("num_attention_heads", config.get("n_head")))
+            heads = whole(config.get("num_attention_heads", config.get("n_head")))
             if entry.at("scaling_config", "num_gpus_per_worker") == 0:
                 yield _Found("failed", subject, "num_gpus_per_worker 0", "more: vLLM needs GPUs", "write 1")
             elif heads is not None and asked > 0 and heads % asked != 0:
@@ -344,7 +344,7 @@ def _ranks(view: _View, subject: str, asked: int) -> Iterator[_Found]:
         sizes = (mapping.get("tp_size", 1), mapping.get("pp_size", 1))
     else:
         sizes = (view.built.get("tensor_parallel", 1), view.built.get("pipeline_parallel", 1))
-    tp, pp = (1 if facts.whole(size) is None else size for size in sizes)
+    tp, pp = (1 if whole(size) is None else size for size in sizes)
     if not are_all(view.ranks, tp * pp):
         found = f"rank files {', '.join(map(str, view.ranks)) or 'none'}"
         yield _Found("failed", _MIRROR, found, f"0 to {tp * pp - 1}: tp {tp} x pp {pp}", "copy the whole engine")
@@ -388,7 +388,7 @@ def _hash(view: _View) -> Iterator[_Found]:
     if _COMMIT.fullmatch(digest) is None:
         yield _Found("failed", subject, repr(digest), "40 hexadecimal digits", "write the checkpoint's commit")
     elif isinstance(commit, str) and commit != digest:
-        yield _Found("failed", subject, digest, f"{commit}, by {_MANIFEST}", f"write {commit}")
+        yield _Found("failed", subject, digest, f"{commit}, by {MANIFEST}", f"write {commit}")
     else:
         yield _Found("ok", subject, digest)
 
@@ -508,7 +508,7 @@ def _max_total_tokens(view: _View) -> Iterator[_Found]:
         if _mirror_of(view, entry) is None or view.config is None or entry.engine == "":
             continue
         subject = f"{entry.path}: engine_config.max_total_tokens"
-        written = facts.whole(entry.at("engine_config", "max_total_tokens"))
+        written = whole(entry.at("engine_config", "max_total_tokens"))
         asked = (512 if entry.engine == "EmbeddingEngine" else 2048) if written is None else written
         limit = _engine_length(view.built) if entry.engine == "TRTLLMEngine" else facts.context_length(view.config)
         shown = f"{asked}, the default" if written is None else str(asked)
@@ -521,11 +521,11 @@ def _max_total_tokens(view: _View) -> Iterator[_Found]:
 
 
 def _engine_length(built: Mapping[str, Any]) -> int | None:
-    whole = facts.whole(built.get("max_seq_len"))
-    parts = [facts.whole(built.get(key)) for key in ("max_input_len", "max_output_len")]
-    if whole is None and None not in parts:
+    length = whole(built.get("max_seq_len"))
+    parts = [whole(built.get(key)) for key in ("max_input_len", "max_output_len")]
+    if length is None and None not in parts:
         return sum(part for part in parts if part is not None)
-    return whole
+    return length
 
 
 def _batch(view: _View) -> Iterator[_Found]:
@@ -536,8 +536,8 @@ def _batch(view: _View) -> Iterator[_Found]:
             yield _Found("skipped", entry.path, "a checkpoint is built for no batch")
             continue
         subject = f"{entry.path}: engine_config.max_num_sequences"
-        asked = facts.whole(entry.at("engine_config", "max_num_sequences"))
-        limit = facts.whole(view.built.get("max_batch_size"))
+        asked = whole(entry.at("engine_config", "max_num_sequences"))
+        limit = whole(view.built.get("max_batch_size"))
         if limit is None:
             yield _Found("skipped", subject, f"{_MIRROR}/config.json does not say what the engine was built for")
         elif asked is not None and asked > limit:
@@ -660,7 +660,7 @@ def _tokenizer(mirror: Tree) -> Iterator[_Found]:
 def _averaging(config: Mapping[str, Any]) -> Iterator[_Found]:
     subject = f"{_MIRROR}/config.json"
     hint = "EmbeddingEngine cannot serve this model"
-    hidden, types = config.get("hidden_size"), facts.whole(config.get("type_vocab_size"))
+    hidden, types = config.get("hidden_size"), whole(config.get("type_vocab_size"))
     if hidden != facts.EMBEDDING_HIDDEN:
         expected = f"{facts.EMBEDDING_HIDDEN}, which EmbeddingEngine asserts"
         yield _Found("failed", f"{subject}: hidden_size", repr(hidden), expected, hint)

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from llmcompile.packaging.documents import whole
+
 RELEASES = ("0.5.0", "0.4.0")
 VLLM: Mapping[str, str] = MappingProxyType({"0.5.0": "0.2.5", "0.4.0": "0.2.1"})
 """Release -> the newest vLLM it takes."""
@@ -71,11 +73,6 @@ LENGTHS = (
     "seq_len",
 )
 """Keys of config.json that vLLM takes the context's length from, the least of them."""
-
-
-def whole(value: object) -> int | None:
-    """A whole number of a file that may hold anything; None for what is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ import yaml
 from llmcompile.errors import CheckpointError, OptionsError, Problem, UnsupportedError, collected
 from llmcompile.packaging import prompt_format
 from llmcompile.packaging.artifact import ENGINE
-from llmcompile.packaging.documents import json_value
+from llmcompile.packaging.documents import json_value, whole
 from llmcompile.packaging.rayllm import facts
 from llmcompile.packaging.rayllm.schema import ENGINES, flaws, parse
 from llmcompile.packaging.target import Package, Request
@@ -264,7 +264,7 @@ def _vllm(artifact: Artifact, options: RayLLMOptions, request: Request) -> _Engi
             "type: llmcompile package ray-serve ARTIFACT OUTPUT, for today's vLLM",
         )
     workers = 1 if options.num_workers is None else options.num_workers
-    heads = facts.whole(config.get("num_attention_heads", config.get("n_head")))
+    heads = whole(config.get("num_attention_heads", config.get("n_head")))
     if heads is not None and heads % workers != 0:
         found = f"{workers}: {heads} attention heads / {workers} = {heads / workers:.2f}"
         raise OptionsError("--num-workers", found, "a divisor of the heads", "choose another --num-workers")

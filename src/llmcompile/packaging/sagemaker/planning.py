@@ -40,6 +40,7 @@ from llmcompile.packaging.sagemaker.names import (
     TRANSFORMERS,
 )
 from llmcompile.packaging.target import KINDS, Package, Request
+from llmcompile.writing import MANIFEST
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -161,7 +162,7 @@ def _optimum(artifact: Artifact, options: SageMakerOptions, request: Request) ->
         raise _in_our_words(error, "--target-version ", OPTIMUM) from error
     limits = Limits(batch=options.max_batch_size, sequence=options.max_total_tokens, input=options.max_input_tokens)
     environment = neuron_env.environment(record, image, limits, model=MOUNT, task=artifact.task, sagemaker=True)
-    links = {path: path for path in artifact.tree.files if path != "llmcompile.json"}
+    links = {path: path for path in artifact.tree.files if path != MANIFEST}
     runtime = image.compiler if request.runtime_version is None else request.runtime_version
     assert artifact.manifest is not None
     assert artifact.manifest.neuron is not None
@@ -190,7 +191,7 @@ def _encoder(artifact: Artifact, options: SageMakerOptions, request: Request) ->
         if value is not None:
             raise OptionsError(name, "an encoder has the shapes that it was compiled for", "", f"leave {name} out")
     environment = toolkit.environment(artifact, request.runtime_version)
-    links = {path: path for path in artifact.tree.files if path != "llmcompile.json"}
+    links = {path: path for path in artifact.tree.files if path != MANIFEST}
     runtime = toolkit.COMPILER if request.runtime_version is None else request.runtime_version
     assert artifact.manifest is not None
     assert artifact.manifest.neuron is not None

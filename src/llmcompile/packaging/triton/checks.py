@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmcompile.errors import LlmCompileError
-from llmcompile.packaging.documents import yaml_value
+from llmcompile.packaging.documents import count, section, yaml_value
 from llmcompile.packaging.target import Finding, Serving, Status
 from llmcompile.packaging.triton.generations import generation_of, has
 from llmcompile.packaging.triton.repository import (
     CONFIG,
     Engine,
     Repository,
-    count,
-    mapping,
     parameter,
     read,
     tensors,
@@ -373,7 +371,7 @@ def _number(text: str | None) -> float | None:
 
 def _logits(repository: Repository) -> Iterator[Said]:
     for engine in list(_engines(repository))[:1]:
-        stored = str(mapping(engine.config, "pretrained_config").get("logits_dtype", "float32"))
+        stored = str(section(engine.config, "pretrained_config").get("logits_dtype", "float32"))
         generation = generation_of(str(engine.version)) if repository.generation is None else repository.generation
         if generation is None:
             yield _untold(engine.folder)
@@ -486,7 +484,7 @@ def _beyond(repository: Repository, name: str, message: Message) -> Iterator[Sai
     reuse = parameter(message, "enable_kv_cache_reuse")
     default = generation is not None and has(generation, "0.19")
     asked = reuse in _TRUE or (reuse in (None, "") and default)
-    plugins = mapping(engines[0].built, "plugin_config") if engines != [] else {}
+    plugins = section(engines[0].built, "plugin_config") if engines != [] else {}
     if asked and plugins.get("use_paged_context_fmha") is False:
         found = "on, and the engine was built without use_paged_context_fmha"
         hint = 'write "false", or build with --use-paged-context-fmha enable'
@@ -772,7 +770,7 @@ def _model_yaml(repository: Repository) -> Iterator[Said]:
 
 def _llmapi(repository: Repository, name: str, message: Message) -> Iterator[Said]:
     subject, content = f"{repository.home(name)}/{_MODEL_YAML}", _yaml(repository, name)
-    triton = mapping(content, "triton_config")
+    triton = section(content, "triton_config")
     if content == {}:
         yield _failed(subject, "no mapping that can be read", "model, tensor_parallel_size, ...", "correct it")
         return

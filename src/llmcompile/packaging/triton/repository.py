@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, LlmCompileError
+from llmcompile.packaging.documents import count, packaged, section
 from llmcompile.packaging.triton.generations import generation_of
 from llmcompile.packaging.triton.pbtxt import Message, parse
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from llmcompile.packaging.tree import Tree
 
 CONFIG = "config.pbtxt"
-_RECORD = "llmcompile.json"
 _MAX_PATH = 4096
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 
@@ -37,12 +37,12 @@ class Engine:
     @property
     def built(self) -> Mapping[str, Any]:
         """What it was built for: build_config, or builder_config of the first releases."""
-        return mapping(self.config, "build_config" if "build_config" in self.config else "builder_config")
+        return section(self.config, "build_config" if "build_config" in self.config else "builder_config")
 
     @property
     def ranks(self) -> int | None:
         """Processes that run it, tp x pp; None where it does not say."""
-        degrees = mapping(mapping(self.config, "pretrained_config"), "mapping")
+        degrees = section(section(self.config, "pretrained_config"), "mapping")
         tp = count(degrees.get("tp_size", self.built.get("tensor_parallel")))
         pp = count(degrees.get("pp_size", self.built.get("pipeline_parallel", 1)))
         return None if tp is None or pp is None else tp * pp
@@ -157,11 +157,7 @@ def read(tree: Tree, serving: Serving) -> Repository:
 
 def _recorded(tree: Tree) -> str | None:
     """The release that a package of ours was made for."""
-    try:
-        content = json.loads(tree.read(_RECORD)) if _RECORD in tree.files else None
-    except (LlmCompileError, OSError, ValueError, RecursionError):
-        return None
-    package = mapping(content, "package") if isinstance(content, dict) else {}
+    package = packaged(tree)
     version = package.get("version") if package.get("target") == "triton" else None
     return version if isinstance(version, str) else None
 
@@ -176,14 +172,3 @@ def parameter(message: Message, key: str) -> str | None:
 def tensors(message: Message, side: str) -> dict[str, Message]:
     """Name -> declaration of a model's "input" or "output"."""
     return {str(tensor.get("name", "")): tensor for tensor in message.get(side, [])}
-
-
-def mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object in a JSON object; empty where there is none."""
-    value = content.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def count(value: object) -> int | None:
-    """A whole number from 1; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
