@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from conftest import Run
 
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 DENSE = ("llama_gqa", "mistral", "qwen2", "qwen3", "starcoder2")
-RECIPES = ("fp8", "fp8_rowwise", "w8a16", "w4a16_awq", "int4_awq", "w4a8_awq")
+RECIPES = ("fp8", "nvfp4", "fp8_rowwise", "w8a16", "w4a16_awq", "int4_awq", "w4a8_awq")
 GROUPED = ("w4a16_awq", "int4_awq", "w4a8_awq")
 LAYER = "model.layers.1"
 
@@ -36,7 +38,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def make(family: str) -> Path:
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family) / "model"
-            models.save(family, made[family], dtype="bfloat16", config=WIDE)
+            config = {**WIDE, **EXPERTS} if family.endswith("moe") else WIDE
+            models.save(family, made[family], dtype="bfloat16", config=config)
             models.add_tokenizer(made[family])
         return made[family]
 
@@ -91,6 +94,22 @@ def test_every_recipe_is_built_validated_and_scored(artifact: Callable[..., Path
         == json.loads((artifact(family, recipe) / "hf_quant_config.json").read_text())["quantization"]["quant_algo"]
     )
     assert manifest["options"]["target"] == "llmapi"
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "nvfp4"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_are_quantized_each_with_its_own_scale(artifact: Callable[..., Path], family: str, recipe: str) -> None:
+    """Routers and switches are left as they are, and named."""
+    output = artifact(family, recipe)
+
+    held = load_file(output / "model.safetensors")
+    scale = "weight_scale" if recipe == "fp8" else "weight_scale_2"
+    scales = {float(value) for name, value in held.items() if ".experts." in name and name.endswith(f".{scale}")}
+    assert len(scales) > 4
+    quantization = json.loads((output / "hf_quant_config.json").read_text())["quantization"]
+    routers = [name for name in quantization["exclude_modules"] if name.endswith(".gate")]
+    assert len(routers) == 2
+    assert all(held[f"{name}.weight"].dtype == torch.bfloat16 for name in quantization["exclude_modules"])
 
 
 def test_a_tied_head_is_left_out_and_excluded(run: Run, tmp_path: Path) -> None:
@@ -238,6 +257,9 @@ BREAKS: dict[str, tuple[str, Callable[[Path], None]]] = {
         tensors(lambda held: held.update({f"{UP}.pre_quant_scale": torch.ones(128, dtype=torch.bfloat16)})),
     ),
     "a norm without factors": ("int4_awq", scaled(f"{LAYER}.input_layernorm.weight", 2.0)),
+    "float4 elements": ("nvfp4", flipped(f"{DOWN}.weight")),
+    "a float4 block's scale": ("nvfp4", flipped(f"{DOWN}.weight_scale")),
+    "a float4 weight's scale": ("nvfp4", scaled(f"{DOWN}.weight_scale_2", 2.0)),
     "the second scale": ("w4a8_awq", scaled(f"{DOWN}.weight_scale_2", 2.0)),
     "second scales apart": ("w4a8_awq", scaled(f"{K}.weight_scale_2", 1.001)),
 }
@@ -261,6 +283,21 @@ def test_what_is_broken_is_rejected(
     result = run("verify", "--deep", "--model", model("llama_gqa"), broken)
 
     assert result.code == 7, result.out + result.err
+
+
+def test_a_scale_of_inputs_that_was_not_measured_is_rejected(
+    run: Run, model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calibration is repeated by the model in one piece, before the artifact is published."""
+    from llmcompile.exporters.trtllm.llmapi import encodings
+
+    monkeypatch.setattr(encodings, "_scalar", lambda value: np.array(0.9 * value, np.float32))
+    asked = ("build", "trtllm", "-m", model("llama_gqa"), "--target", "llmapi", "--quantization", "fp8")
+
+    result = run(*asked, tmp_path / "output")
+
+    assert result.code == 7, result.err
+    assert "q_proj.input_scale in the checkpoint" in result.err
 
 
 def test_what_is_whole_is_verified(run: Run, model: Callable[[str], Path], artifact: Callable[..., Path]) -> None:

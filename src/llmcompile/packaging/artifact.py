@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmcompile.checkpoint.folder import auxiliary_files, contained
-from llmcompile.errors import CheckpointError, Problem, collected
+from llmcompile.errors import CheckpointError, Problem, UnsupportedError, collected
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging.documents import json_value, section, whole
 from llmcompile.packaging.target import Kind
@@ -47,7 +47,7 @@ class Artifact:
         config: The model's config.json; empty where it carries none.
         model: Hub id or folder the model came from.
         commit: Commit of a hub id.
-        tp: Tensor parallel degree; NeuronCores for Neuron; 1 for a Hugging Face folder.
+        tp: Tensor parallel degree; NeuronCores for Neuron; 1 for a Hugging Face folder that says nothing of it.
         pp: Pipeline stages.
         dtype: Element type it computes in: fp32, fp16 or bf16; None where nothing says so.
         task: What the model does, "text-generation" or a task of Neuron exports; None where nothing says so.
@@ -133,6 +133,29 @@ def open_artifact(path: Path) -> Artifact:
     return _of_folder(path, tree)
 
 
+_VLLM_ALGORITHMS = ("FP8", "NVFP4")
+"""Of modelopt's recipes, those that every vLLM here loads.
+Source: vllm-project/vllm@v0.9.0:vllm/model_executor/layers/quantization/modelopt.py (ModelOptFp8Config and its
+neighbours)."""
+
+
+def refuse_in_vllm(artifact: Artifact) -> None:
+    """Refuse a recipe of modelopt's that vLLM does not load.
+
+    Raises:
+        UnsupportedError: It is such a one.
+    """
+    block = section(artifact.config, "quantization_config")
+    algorithm = block.get("quant_algo")
+    if block.get("quant_method") == "modelopt" and algorithm not in (None, *_VLLM_ALGORITHMS):
+        raise UnsupportedError(
+            f"{artifact.path}/config.json: quantization_config",
+            f"{algorithm}, which vLLM does not load",
+            " or ".join(_VLLM_ALGORITHMS),
+            "llmcompile package ARTIFACT triton, for TensorRT-LLM; or build it with --quantization fp8",
+        )
+
+
 def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     problems = []
     for record in manifest.files:
@@ -163,13 +186,18 @@ def _of_ours(path: Path, manifest: records.Manifest, tree: Tree) -> Artifact:
     if sequence is None and None not in parts:
         sequence = sum(part for part in parts if part is not None)
     quantized = section(pretrained, "quantization").get("quant_algo", options.get("quantization"))
+    kind = _kind(manifest)
+    config = read_object(tree, "config.json") if "config.json" in tree.files else {}
+    if kind == "hf":
+        sequence = config.get("max_position_embeddings")
+        quantized = section(config, "quantization_config").get("quant_method")
     return Artifact(
         path=path,
-        kind=_kind(manifest),
+        kind=kind,
         manifest=manifest,
         tree=tree,
         sha256=listed,
-        config=read_object(tree, "config.json") if "config.json" in tree.files else {},
+        config=config,
         model=manifest.source.model,
         commit=manifest.source.commit,
         tp=_degree(pretrained, "tp_size", options.get("tp"), ranks),
@@ -239,6 +267,8 @@ def _kind(manifest: records.Manifest) -> Kind:
     if manifest.backend == "ft":
         return "ft"
     if manifest.backend == "trtllm":
+        if manifest.options.get("target") == "llmapi":
+            return "hf"
         return "trtllm-checkpoint" if manifest.engine is None else "trtllm-engine"
     if manifest.rtx is not None:
         return "onnx" if manifest.rtx.status == "onnx" else "rtx-engine"

@@ -10,12 +10,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmcompile.errors import Problem
-from llmcompile.validation.tensorrt_llm.scales import Scales, Single
+from llmcompile.validation.tensorrt_llm.scales import Single
 
 _GROUPS = (
     ("experts.in", re.compile(r"\.experts\.\d+\.(w1|w3|gate_proj|up_proj)$")),
@@ -108,8 +109,28 @@ def siblings(name: str) -> tuple[str, ...]:
     return (name,)
 
 
+class Scales(Protocol):
+    """The scales of a checkpoint, by layer of the whole model."""
+
+    def columns(self, layer: int, group: str) -> Tensor | None:
+        """What each input channel is multiplied by, shape (C,), float32; None for a recipe without such factors."""
+
+    def activations(self, layer: int, group: str) -> Iterator[Single]:
+        """The scale of the inputs of every module of the group."""
+
+    def cache(self, layer: int) -> Iterator[Single]:
+        """The scale of keys and values."""
+
+
 def scale_differences(
-    scales: Scales, seen: Seen, *, algorithm: str | None, cache: str | None, cache_measured: bool, whole: bool
+    scales: Scales,
+    seen: Seen,
+    *,
+    algorithm: str | None,
+    cache: str | None,
+    cache_measured: bool,
+    whole: bool,
+    slack: float = _SLACK,
 ) -> Iterator[Problem]:
     """Scales of activations and caches that are not those of what was seen.
 
@@ -120,26 +141,27 @@ def scale_differences(
         cache: Recipe of the cache.
         cache_measured: As in `Calibration`.
         whole: Whether all samples were seen; otherwise a scale may be larger, but no smaller.
+        slack: How far a scale may be off, relatively.
     """
     for (layer, group), inputs_C in sorted(seen.inputs.items()):
         if algorithm is None or algorithm not in _STEPS:
             continue
         columns = scales.columns(layer, group)
         largest = float((inputs_C if columns is None else inputs_C * columns).amax())
-        yield from _unlike(scales.activations(layer, group), largest / _STEPS[algorithm], whole)
+        yield from _unlike(scales.activations(layer, group), largest / _STEPS[algorithm], whole, slack)
     for layer, largest in sorted(seen.cache.items()):
         if cache is None:
             continue
         wanted = largest / _CACHE_STEPS[cache]
         if cache == "FP8":
             wanted = max(1.0, wanted) if cache_measured else 1.0
-        yield from _unlike(scales.cache(layer), wanted, whole or (cache == "FP8" and not cache_measured))
+        yield from _unlike(scales.cache(layer), wanted, whole or (cache == "FP8" and not cache_measured), slack)
 
 
-def _unlike(found: Iterator[Single], wanted: float, whole: bool) -> Iterator[Problem]:
+def _unlike(found: Iterator[Single], wanted: float, whole: bool, slack: float) -> Iterator[Problem]:
     wanted = wanted if wanted > 0 else 1.0
     for single in found:
-        low, high = wanted * (1 - _SLACK), wanted * (1 + _SLACK) if whole else math.inf
+        low, high = wanted * (1 - slack), wanted * (1 + slack) if whole else math.inf
         if not (low <= single.value <= high and single.value < math.inf):
             expected = f"{wanted:.6g}, as the model's activations are" if whole else f"{wanted:.6g} at least"
             yield Problem(f"{single.name} in {single.file}", f"{single.value:.6g}", expected, _CALIBRATE)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from llmcompile.errors import MismatchError, Problem, collected
-from llmcompile.validation.calibrated import Calibration
+from llmcompile.validation.calibrated import Calibration, Seen, place_of, scale_differences
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -35,6 +35,7 @@ from llmcompile.validation.reference import (
 )
 from llmcompile.validation.sample_text import SAMPLE
 from llmcompile.validation.scoring import Likelihood, divergence, read_text
+from llmcompile.validation.tensorrt_llm.scales import Single
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 from llmcompile.validation.unified.folder import AGAIN, Folder, contradictions, open_folder, read_object
 from llmcompile.validation.unified.linears import (
@@ -117,6 +118,7 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         _misfits(oracle),
         _differences(oracle),
         _scale_differences(oracle),
+        _calibration_differences(oracle),
     ):
         found = list(problems)
         if len(found) > 0:
@@ -382,6 +384,66 @@ def _cache_differences(oracle: _Oracle) -> Iterator[Problem]:
                 yield Problem(name, str(found), "1" if not measured else "a finite number, 1 or more", AGAIN)
 
 
+class _Scales:
+    """The checkpoint's scales, by layer and group."""
+
+    def __init__(self, oracle: _Oracle) -> None:
+        self._oracle = oracle
+        self._folded = _folded(oracle)
+        self._places: dict[tuple[int, str], list[Layer]] = {}
+        for name, layer in oracle.layers.items():
+            place = place_of(name)
+            if place is not None:
+                self._places.setdefault(place, []).append(layer)
+
+    def columns(self, layer: int, group: str) -> Tensor | None:
+        """What each input channel is multiplied by, here or in the norm before."""
+        for found in self._places.get((layer, group), ()):
+            factors = found.factors()
+            return self._folded.get(str(_norm_of(found.name))) if factors is None else factors
+        return None
+
+    def activations(self, layer: int, group: str) -> Iterator[Single]:
+        """`input_scale` of each module."""
+        for found in self._places.get((layer, group), ()):
+            if found.has("input_scale"):
+                yield Single(f"{found.name}.input_scale", "the checkpoint", float(found.beside("input_scale")))
+
+    def cache(self, layer: int) -> Iterator[Single]:
+        """`k_scale` and `v_scale`."""
+        for part in ("k", "v"):
+            name = f"{self._oracle.attentions[layer]}.{part}_proj.{part}_scale"
+            yield Single(name, "the checkpoint", float(self._oracle.folder.weights.read(name)))
+
+
+def _calibration_differences(oracle: _Oracle) -> Iterator[Problem]:
+    """Scales that are not those of the model's activations on the calibration data, as far as they can be afforded."""
+    calibration, stated = oracle.subject.calibration, oracle.folder.quantization
+    if calibration is None:
+        return
+    samples = max(1, _affordable(oracle.subject) // calibration.tokens.shape[1])
+    tokens, seen = calibration.tokens[:samples], Seen()
+    run_reference(
+        oracle.subject.checkpoint,
+        oracle.weights,
+        tokens=tokens,
+        decoder_tokens=None,
+        encoder_only=False,
+        prepare=seen.watch,
+        positions=torch.zeros(len(tokens), 1, dtype=torch.int64),
+        trust_remote_code=oracle.trust_remote_code,
+    )
+    yield from scale_differences(
+        _Scales(oracle),
+        seen,
+        algorithm=stated.algorithm,
+        cache=stated.cache,
+        cache_measured=calibration.cache_measured,
+        whole=samples >= len(calibration.tokens),
+        slack=2e-3 + 2 * _MARGINS[oracle.folder.dtype],
+    )
+
+
 # What the model computes with them
 
 
@@ -587,9 +649,7 @@ def _windows(oracle: _Oracle) -> tuple[str, list[Tensor], str]:
     text = SAMPLE if subject.eval_text is None else read_text(subject.eval_text)
     name = "a sample text" if subject.eval_text is None else subject.eval_text.name
     window = _length(subject, _WINDOW)
-    elements = sum(path.stat().st_size for path in subject.weight_files) // 2
-    affordable = max(_FEWEST_TOKENS, _MULTIPLICATIONS // max(1, elements))
-    most = window * _WINDOWS if subject.eval_text is not None else min(window * _WINDOWS, affordable)
+    most = window * _WINDOWS if subject.eval_text is not None else min(window * _WINDOWS, _affordable(subject))
     prompt = prompt_tokens(subject.checkpoint, text, most, trust_remote_code=oracle.trust_remote_code)
     if window < 2 or prompt.tokens is None or prompt.tokens.shape[1] < 2:
         tokens = fixed_tokens(subject.sizes["vocab"], batch=1, sequence=min(window, 64), seed=2)
@@ -597,3 +657,9 @@ def _windows(oracle: _Oracle) -> tuple[str, list[Tensor], str]:
         reason = few if prompt.tokens is not None else prompt.reason
         return "a fixed sequence", [tokens], f"no text was scored: {reason}"
     return name, [part for part in torch.split(prompt.tokens, window, 1) if part.shape[1] > 1], ""
+
+
+def _affordable(subject: Subject) -> int:
+    """Tokens that a CPU runs in minutes: hundreds for 7 B parameters, dozens for 70 B."""
+    elements = sum(path.stat().st_size for path in subject.weight_files) // 2
+    return max(_FEWEST_TOKENS, _MULTIPLICATIONS // max(1, elements))

@@ -522,6 +522,9 @@ def _sdk(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:
 
 
 def _hugging_face(artifact: Artifact, options: LmiOptions, request: Request) -> _Laid:
+    from llmcompile.packaging.artifact import refuse_in_vllm
+
+    refuse_in_vllm(artifact)
     degree = options.tensor_parallel_degree
     entries = {
         **_common("Python", VLLM, "max" if degree is None else degree),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from llmcompile.errors import CheckpointError, OptionsError, Problem, collected
-from llmcompile.packaging.artifact import Artifact
+from llmcompile.packaging.artifact import Artifact, refuse_in_vllm
 from llmcompile.packaging.ray_serve import RayServeOptions
 from llmcompile.packaging.ray_serve import config as configs
 from llmcompile.packaging.ray_serve.engine_args import LENGTH_KEYS, LOAD_FORMATS, STREAMING, UNSCALED
@@ -29,6 +29,7 @@ def package(artifact: Artifact, options: RayServeOptions, request: Request) -> P
         raise CheckpointError(
             f"{artifact.path}/config.json", "no architectures", "the model's class", "save it with save_pretrained"
         )
+    refuse_in_vllm(artifact)
     configs.check_sources(options)
     model_id = configs.check_model_id(options.model_id or _model_id(artifact.path), "--model-id")
     bucket = None if options.bucket_uri is None else configs.checked_bucket(options.bucket_uri, release)

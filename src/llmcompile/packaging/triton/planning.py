@@ -434,20 +434,36 @@ def _fastertransformer(artifact: Artifact, options: TritonOptions, request: Requ
     )
 
 
+_ARGUMENTS = "model.yaml"
+"""Arguments of tensorrt_llm.LLM, in an artifact that was built for it."""
+
+
+def _stated(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact says of arguments, but for its degrees, which options may change."""
+    if artifact.manifest is None or _ARGUMENTS not in artifact.tree.files:
+        return {}
+    import yaml
+
+    content = yaml.safe_load(artifact.tree.read(_ARGUMENTS))
+    decided = ("backend", "tensor_parallel_size", "pipeline_parallel_size")
+    return {name: value for name, value in content.items() if name not in decided}
+
+
 def _llmapi(artifact: Artifact, options: TritonOptions, request: Request, mount: str) -> Package:
-    tp = 1 if options.tensor_parallel is None else options.tensor_parallel
-    pp = 1 if options.pipeline_parallel is None else options.pipeline_parallel
+    tp = artifact.tp if options.tensor_parallel is None else options.tensor_parallel
+    pp = artifact.pp if options.pipeline_parallel is None else options.pipeline_parallel
     heads = artifact.config.get("num_attention_heads")
     if isinstance(heads, int) and heads % tp != 0:
         raise OptionsError("--tensor-parallel", f"{heads} heads / {tp} ranks", "whole heads", "take a divisor")
     instances = _instances(options, tp * pp)
     home = f"{llmapi.NAME}/{_VERSION}"
-    further: dict[str, Any] = {}
+    further = _stated(artifact)
     if options.max_batch_size is not None:
         further["max_batch_size"] = options.max_batch_size
     if options.kv_cache_free_gpu_mem_fraction is not None:
         _fraction(options.kv_cache_free_gpu_mem_fraction)
-        further["kv_cache_config"] = {"free_gpu_memory_fraction": options.kv_cache_free_gpu_mem_fraction}
+        cache = {"free_gpu_memory_fraction": options.kv_cache_free_gpu_mem_fraction}
+        further["kv_cache_config"] = {**further.get("kv_cache_config", {}), **cache}
     model = f"{mount}/{home}/model"
     texts = {
         f"{llmapi.NAME}/config.pbtxt": render(llmapi.llmapi_config(instances=instances, gpu_ids=options.gpu_ids)),
@@ -457,7 +473,7 @@ def _llmapi(artifact: Artifact, options: TritonOptions, request: Request, mount:
     }
     return Package(
         texts={**_model_py(options, [llmapi.NAME], "llmapi", request.runtime_version), **texts},
-        links={f"{home}/model/{path}": path for path in artifact.tree.files},
+        links={f"{home}/model/{path}": path for path in artifact.tree.files if path != _ARGUMENTS},
         runtime=request.runtime_version,
         notes=("The code of the model is NVIDIA's, as --model-py had it: take the image that it is of.",),
         next=(_start(mount, tp * pp),),

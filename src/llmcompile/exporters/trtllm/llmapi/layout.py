@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llmcompile import quantization
-from llmcompile.architectures.spec import Architecture, Dims
+from llmcompile.architectures.spec import Architecture, Dims, Tensor
 from llmcompile.dtypes import BF16, FP16, FP32, DType
 from llmcompile.errors import Problem
 from llmcompile.exporters.spec import Layout
@@ -19,7 +19,7 @@ from llmcompile.exporters.trtllm.llmapi.recipes import FAMILIES, PLAIN_ONLY, REC
 from llmcompile.exporters.trtllm.llmapi.rows import Stored, is_quantized, kept, name_of, rows
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.plan import Row
-from llmcompile.ranges import Measurement, Ranges
+from llmcompile.ranges import GROUP_OF, GROUPS, Measurement, Ranges
 
 DTYPES: Mapping[str, DType] = {"float16": FP16, "bfloat16": BF16}
 _ENGINE = f"--target engine --trtllm-version {versions.LAST_VERSION}"
@@ -210,23 +210,30 @@ def _unpackable(architecture: Architecture, dims: Dims, options: TrtllmOptions) 
     recipe = None if options.quantization is None else RECIPES.get(options.quantization)
     if recipe is None or (recipe.integer_bits == 0 and recipe.groups == 0):
         return
-    size, seen = options.group_size if recipe.groups is None else max(1, recipe.groups), set[str]()
+    size = options.group_size if recipe.groups is None else max(1, recipe.groups)
+    shapes: dict[str, tuple[int, int]] = {}
     for tensor in kept(architecture, dims):
-        out, inp = (math.prod(tensor.size(axis, dims) for axis in axes.split()) for axes in (tensor.out, tensor.inp))
-        by_inputs = tensor.roles[0].split(".")[1] in ("o", "down")
-        if not is_quantized(tensor):
-            continue
-        if by_inputs:
-            inp //= options.tp
-        else:
-            out //= options.tp
+        if is_quantized(tensor):
+            group = GROUP_OF[tensor.roles[0].removesuffix(".weight")]
+            out, inp = _share(tensor, dims, options)
+            shapes[group] = (shapes.get(group, (0, 0))[0] + out, inp)
+    for group, (out, inp) in shapes.items():
         reason = None if recipe.integer_bits == 0 else quantization.check(out, inp, recipe.integer_bits)
         if reason is None and inp % size != 0:
             reason = f"{inp} inputs / {size} = {inp / size:.2f}; a whole number of groups is needed"
-        if reason is not None and reason not in seen:
-            seen.add(reason)
-            hint = "a smaller --tp or --group-size, or --quantization fp8, which has neither"
-            yield Problem(tensor.name, f"({out}, {inp}) on each of {options.tp} ranks", reason, hint)
+        if reason is not None:
+            hint = "a smaller --tp or --group-size, or --quantization fp8, which has no such limit"
+            yield Problem(f"{', '.join(GROUPS[group])}", f"({out}, {inp}) on each of {options.tp} ranks", reason, hint)
+
+
+def _share(tensor: Tensor, dims: Dims, options: TrtllmOptions) -> tuple[int, int]:
+    """Outputs and inputs of a matrix on a rank; key and value heads are repeated where there are fewer than ranks."""
+    block, part, _ = tensor.roles[0].split(".")
+    out, inp = (math.prod(tensor.size(axis, dims) for axis in axes.split()) for axes in (tensor.out, tensor.inp))
+    ranks = options.moe[0] if block == "experts" else options.tp
+    if part in ("o", "down"):
+        return out, inp // ranks
+    return (out // min(ranks, dims.sizes["kv_heads"]) if part in ("k", "v") else out // ranks), inp
 
 
 def _divided(architecture: Architecture, dims: Dims) -> Iterator[tuple[str, bool]]:

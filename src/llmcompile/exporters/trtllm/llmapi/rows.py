@@ -45,9 +45,14 @@ class Stored:
     ranges: Ranges | None = None
     cache: tuple[float, ...] = ()
 
-    def of(self, layer: int, role: str) -> Measured | None:
-        """What calibration found for a linear layer."""
-        return None if self.ranges is None else self.ranges.of(layer, role)
+    def of(self, layer: int, role: str, expert: int | None = None) -> Measured | None:
+        """What calibration found for a linear layer; an expert's weights are its own."""
+        if self.ranges is None:
+            return None
+        found = self.ranges.of(layer, role)
+        if expert is None or found.experts is None:
+            return found
+        return replace(found, weights=float(found.experts[expert]), experts=None)
 
 
 def rows(architecture: Architecture, dims: Dims, stored: Stored) -> tuple[Row, ...]:
@@ -93,7 +98,7 @@ def _encoded(row: Row, tensor: Tensor, dims: Dims, stored: Stored) -> Iterator[R
             found = None if layer is None else stored.of(layer, _NORMS[role])
             yield replace(row, layer=layer, encoding=encodings.scaled(found))
             continue
-        found = None if layer is None else stored.of(layer, role)
+        found = None if layer is None else stored.of(layer, role, row.expert)
         yield replace(row, layer=layer, encoding=recipe.encode(found, stored.group_size, role not in _FOLDED))
 
 

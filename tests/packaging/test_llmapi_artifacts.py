@@ -1,0 +1,99 @@
+"""What --target llmapi builds, packaged for the servers that load it, and refused for those that do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+import models
+from serving_artifacts import model_py
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="session")
+def artifact(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`artifact(*flags)` is a build for two ranks, made once."""
+    made: dict[tuple[str, ...], Path] = {}
+    source = models.save("llama_gqa", tmp_path_factory.mktemp("model"), dtype="bfloat16", config=WIDE)
+    models.add_tokenizer(source)
+
+    def make(*flags: str) -> Path:
+        if flags not in made:
+            output = tmp_path_factory.mktemp("artifact") / "output"
+            asked = ("--target", "llmapi", "--tp", 2, "--max-batch-size", 4, "--no-validate")
+            result = run("build", "trtllm", "-m", source, *asked, *flags, output)
+            assert result.code == 0, result.err
+            made[flags] = output
+        return made[flags]
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", ["none", "fp8", "w4a16_awq"])
+def test_triton_is_told_what_the_artifact_was_built_for(
+    run: Run, artifact: Callable[..., Path], tmp_path: Path, recipe: str
+) -> None:
+    """Degrees, limits and the cache are those of model.yaml, whose place the package's own takes."""
+    groups = ("--group-size", "64") if recipe == "w4a16_awq" else ()
+    flags = () if recipe == "none" else ("--quantization", recipe, *groups, "--kv-cache", "fp8")
+    code = model_py(tmp_path / "code")
+
+    result = run("package", "triton", artifact(*flags), tmp_path / "package", "--model-py", code)
+
+    assert result.code == 0, result.err
+    home = tmp_path / "package" / "tensorrt_llm" / "1"
+    content = yaml.safe_load((home / "model.yaml").read_text())
+    assert (content["tensor_parallel_size"], content["max_batch_size"]) == (2, 4)
+    assert content["kv_cache_config"] == {"dtype": "auto" if recipe == "none" else "fp8"}
+    assert (home / "model" / "model.safetensors").is_file()
+    assert (home / "model" / "hf_quant_config.json").is_file() is (recipe != "none")
+    assert not (home / "model" / "model.yaml").exists()
+
+
+@pytest.mark.parametrize("server", ["lmi", "ray-serve"])
+@pytest.mark.parametrize("recipe", ["none", "fp8"])
+def test_servers_with_vllm_take_what_it_loads(
+    run: Run, artifact: Callable[..., Path], tmp_path: Path, recipe: str, server: str
+) -> None:
+    """A plain folder, and modelopt's FP8."""
+    flags = () if recipe == "none" else ("--quantization", recipe)
+    result = run("package", server, artifact(*flags), tmp_path / "package")
+
+    assert result.code == 0, result.err
+    assert len(list((tmp_path / "package").rglob("model.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("server", ["lmi", "ray-serve"])
+def test_servers_with_vllm_refuse_what_it_does_not_load(
+    run: Run, artifact: Callable[..., Path], tmp_path: Path, server: str
+) -> None:
+    """Modelopt's AWQ, with Triton as the way on."""
+    output = artifact("--quantization", "w4a16_awq", "--group-size", "64")
+
+    result = run("package", server, output, tmp_path / "package")
+
+    assert result.code == 4
+    assert "W4A16_AWQ, which vLLM does not load" in result.err
+    assert "package ARTIFACT triton" in result.err
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_build_packages_itself(run: Run, tmp_path: Path) -> None:
+    """--package makes OUTPUT-ray-serve too."""
+    source = models.save("llama_gqa", tmp_path / "model", dtype="bfloat16", config=WIDE)
+    models.add_tokenizer(source)
+
+    flags = ("--target", "llmapi", "--no-validate", "--package", "ray-serve")
+    result = run("build", "trtllm", "-m", source, *flags, tmp_path / "output")
+
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "output-ray-serve" / "llmcompile.json").read_text())["package"]["kind"] == "hf"
