@@ -20,6 +20,7 @@ import models
 from llmcompile.calibration.layers import Layers
 from llmcompile.errors import ToolchainError
 from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm.llmapi import recipes as served
 from llmcompile.packaging import recipe_report as reports
 from llmcompile.packaging.manifest import Quality, Tool
 from llmcompile.pipeline import making, plotting
@@ -267,6 +268,24 @@ def test_the_oldest_gpu_is_that_of_all_that_was_asked_for(model: Path, run: Run,
     assert outcome(tmp_path / "type", "w8a16")["oldest_gpu"] == outcome(tmp_path / "type", None)["oldest_gpu"] == 80
 
 
+def test_recipes_of_the_llm_api_are_compared_too(model: Path, text: Path, run: Run, tmp_path: Path) -> None:
+    """Every recipe that it loads, the others with their reasons; sizes are those of the folders' weights."""
+    command = ("quantize", "-m", model, "--target", "llmapi", "--eval-text", text, "--group-size", 64, "--keep")
+
+    result = run(*command, "--no-plot", tmp_path / "out")
+
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "out" / "quantize.json").read_text())
+    made = {each["recipe"] for each in found["outcomes"]} - {None}
+    assert made == set(served.RECIPES)
+    assert {each["recipe"] for each in found["left_out"]} == set(versions.RECIPES) - made
+    for each in found["outcomes"]:
+        files = (tmp_path / "out" / each["checkpoint"]).glob("*.safetensors")
+        assert each["weights_bytes"] == each["checkpoint_bytes"] == sum(path.stat().st_size for path in files)
+        assert each["quality"]["tokens"] == 100
+    assert outcome(tmp_path / "out", None)["quality"]["kl"] < 1e-5
+
+
 class Stopped(Exception):
     """A run was killed here."""
 
@@ -451,6 +470,7 @@ def made_up(points: dict[str, tuple[int, float]], **given: Any) -> reports.Recip
         "dtype": "float16",
         "kv_cache": None,
         "group_size": 128,
+        "target": "engine",
         "trtllm_version": "1.2.1",
         "vocabulary": 32000,
         "text": "a text",

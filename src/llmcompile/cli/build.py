@@ -251,7 +251,7 @@ def _tensor_parallel(tp: int | None, pp: int, world_size: int | None) -> int:
     return world_size // pp
 
 
-def _version(given: str | None, target: str) -> str:
+def version_for(given: str | None, target: str) -> str:
     """The release the artifact is for."""
     if given is not None:
         return given
@@ -897,7 +897,7 @@ def trtllm(
             moe_tp=None if moe_tp == -1 else moe_tp,
             moe_ep=None if moe_ep == -1 else moe_ep,
             max_position_embeddings=max_position_embeddings,
-            trtllm_version=_version(trtllm_version, target),
+            trtllm_version=version_for(trtllm_version, target),
             stop_after=stop_after,
             from_checkpoint=from_checkpoint,
             keep_checkpoint=keep_checkpoint,

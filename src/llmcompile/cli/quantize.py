@@ -133,18 +133,28 @@ def quantize(
             rich_help_panel=params.BUILD,
         ),
     ] = "auto",
-    trtllm_version: Annotated[
+    target: Annotated[
         str,
+        typer.Option(
+            "--target",
+            envvar="LLMCOMPILE_TARGET",
+            metavar="WORD",
+            help="engine; or llmapi: Hugging Face folders for the LLM API of 1.0 and later.",
+            rich_help_panel=params.BUILD,
+        ),
+    ] = QuantizeOptions.target,
+    trtllm_version: Annotated[
+        str | None,
         typer.Option(
             "--trtllm-version",
             "--trtllm_version",
             envvar="LLMCOMPILE_TRTLLM_VERSION",
             metavar="VERSION",
             help=f"TensorRT-LLM that will run it: {versions.text_of(versions.FIRST_SUPPORTED)} to "
-            f"{versions.LAST_VERSION}.",
+            f"{versions.LAST_VERSION}, which is the default; {versions.LLMAPI_VERSION} with --target llmapi.",
             rich_help_panel=params.BUILD,
         ),
-    ] = QuantizeOptions.trtllm_version,
+    ] = None,
     keep: Annotated[
         bool,
         typer.Option(
@@ -175,7 +185,7 @@ def quantize(
 ) -> None:
     """Compare quantization recipes: perplexity, KL divergence, logits, size, as a table and a plot.
 
-    Each is built as `build trtllm --stop-after checkpoint` builds it, and run on the CPU with activations quantized as
+    Each is built as `build trtllm` builds it without an engine, and run on the CPU with activations quantized as
     the kernels do; then the checkpoint goes, unless --keep. OUTPUT holds quantize.json, quantize.md, quantize.svg and
     quantize.png. A recipe that does not compute what it should is FAILED in the table, and the exit code is 7.
     """
@@ -207,7 +217,8 @@ def quantize(
             calib_seq_len=calib_seq_len,
             calibrator=calibrator,
             eval_text=eval_text,
-            trtllm_version=trtllm_version,
+            target=target,
+            trtllm_version=build.version_for(trtllm_version, target),
             keep=keep,
             plot=plot,
         )

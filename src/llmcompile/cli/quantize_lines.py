@@ -153,6 +153,10 @@ def rows(report: RecipeReport, model: str, output: str) -> Iterator[tuple[str, s
         yield "not made", f"{left.recipe}: {left.reason}"
     for remark in report.remarks:
         yield "note", remark
+    way = " --target llmapi" if report.target == "llmapi" else ""
     page = shlex.quote(f"{output}/quantize.md")
     chosen = report.standing.unbeaten[-1] if len(report.standing.unbeaten) > 0 else "RECIPE"
-    yield "next", f"read {page}; then llmcompile build trtllm --model {shlex.quote(model)} --quantization {chosen} ..."
+    yield (
+        "next",
+        f"read {page}; then llmcompile build trtllm --model {shlex.quote(model)} --quantization {chosen}{way} ...",
+    )

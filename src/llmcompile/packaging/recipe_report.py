@@ -75,6 +75,7 @@ class RecipeReport(_Strict):
     dtype: str = Field(description="Of what is not quantized.")
     kv_cache: str | None
     group_size: int
+    target: str = Field(description="As in build trtllm: engine, or llmapi.")
     trtllm_version: str
     vocabulary: int
     text: str | None = Field(description="What was scored; null where nothing was.")
@@ -271,11 +272,12 @@ _HEADS: Mapping[str, str] = {
 
 def markdown(report: RecipeReport, plot: str | None) -> str:
     """The report as a page; `plot` is the file of the plot, where there is one."""
+    cache = report.dtype if report.kv_cache is None else report.kv_cache
     beside = "" if report.perplexity is None else f" The model itself, in float32: perplexity {report.perplexity:.5g}."
     lines = [
         f"# Quantization of {report.model}",
         "",
-        f"{report.architecture}, {report.dtype}, KV cache {report.kv_cache or report.dtype}, for TensorRT-LLM "
+        f"{report.architecture}, {report.dtype}, KV cache {cache}, for TensorRT-LLM "
         f"{report.trtllm_version}. Every row is a checkpoint that was built and run.{beside}",
         "",
     ]

@@ -24,13 +24,13 @@ from llmcompile.errors import (
     collected,
     combined,
 )
-from llmcompile.exporters.trtllm import versions
+from llmcompile.exporters.trtllm import versions, without_engine
 from llmcompile.exporters.trtllm.comparison import QuantizeOptions
 from llmcompile.exporters.trtllm.options import WEIGHT_ONLY, TrtllmOptions
 from llmcompile.exporters.trtllm.rows import ENCODER_DECODER
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging import recipe_report as reports
-from llmcompile.pipeline import engine, making, plotting, validating
+from llmcompile.pipeline import making, plotting, validating
 from llmcompile.pipeline.job import (
     Job,
     Report,
@@ -80,7 +80,7 @@ class Candidate:
     @property
     def deferred(self) -> bool:
         """Whether trtllm-build quantizes the weights."""
-        return self.recipe in WEIGHT_ONLY and getattr(self.job.options, "wo_layout", "") == "deferred"
+        return isinstance(self.job.options, TrtllmOptions) and _deferred(self.job.options)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def prepare_comparison(options: QuantizeOptions, report: Report) -> Comparison:
         else:
             refused += found
             first = found[0].problems[0]
-            expected = "" if first.expected == "" else f"; expected {first.expected}"
+            others = any(name in first.expected for name in versions.RECIPES)  # they are in the table
+            expected = "" if first.expected == "" or others else f"; expected {first.expected}"
             left_out.append(
                 reports.LeftOut(recipe=recipe, reason=f"{first.found.removeprefix(f'{recipe} ')}{expected}")
             )
@@ -223,8 +224,8 @@ def _candidate(
         against.append(collected(PlanError, job.plan.unpackable))
     if len(against) > 0:
         return against
-    if recipe is None and engine.contents(job.layout).recipe is not None:
-        found = f"comes quantized: {job.architecture.name} of {located.label}"
+    if recipe is None and str(job.dims.facts.get("quantized", "")) != "":
+        found = f"{located.label} comes quantized, with {job.dims.facts['quantized']}"
         return [UnsupportedError("config.json: quantization_config", found, "float weights, to quantize", _FLOATS)]
     return Candidate(recipe, job, _weights_bytes(job, made, report))
 
@@ -233,9 +234,13 @@ _ENCODER_DECODER = "build its recipes one by one: llmcompile build trtllm --quan
 _FLOATS = "start from the unquantized checkpoint; of this one build trtllm says the accuracy"
 
 
+def _deferred(options: TrtllmOptions) -> bool:
+    return options.target == "engine" and options.quantization in WEIGHT_ONLY and options.wo_layout == "deferred"
+
+
 def _weights_bytes(job: Job, options: TrtllmOptions, report: Report) -> int:
     """Bytes of the weights on the GPU: of a checkpoint that trtllm-build quantizes, those of one that is quantized."""
-    if options.quantization not in WEIGHT_ONLY or options.wo_layout != "deferred":
+    if not _deferred(options):
         return job.plan.output_bytes
     laid_out = prepare_opened(replace(options, wo_layout="sm80"), job.located, job.checkpoint, report)
     return laid_out.plan.output_bytes
@@ -295,7 +300,8 @@ def _failures(recipes: reports.RecipeReport, options: QuantizeOptions) -> Iterat
             continue
         name = reports.name_of(outcome, recipes)
         quantized = "" if outcome.recipe is None else f" --quantization {outcome.recipe}"
-        again = f"llmcompile build trtllm --model {options.build.model}{quantized} --stop-after checkpoint OUT"
+        way = "--target llmapi" if options.target == "llmapi" else "--stop-after checkpoint"
+        again = f"llmcompile build trtllm --model {options.build.model}{quantized} {way} OUT"
         hint = f"the other recipes are in {options.build.output / PAGE}; for the checkpoint itself: {again}"
         if outcome.checkpoint is not None:
             hint = f"the checkpoint is kept at {options.build.output / outcome.checkpoint} for inspection"
@@ -349,7 +355,7 @@ def _made(
         share=None,
         calibrated=job.layout.measurement is not None,
         oldest_gpu=_oldest_gpu(job),
-        first_release=versions.text_of(versions.FIRST_SUPPORTED if recipe is None else recipe.first),
+        first_release=versions.text_of(_first_release(job, candidate.recipe)),
         quality=None if made.quality is None else validating.quality_record(made.quality, digits=_DIGITS),
         checkpoint=kept,
         notes=job.layout.notes,
@@ -358,6 +364,16 @@ def _made(
     source = _source(job) if manifest is None else manifest.source
     remarks = () if manifest is None or manifest.validation is None else manifest.validation.notes
     return _Done(outcome=outcome, source=source, seconds=seconds, calibration=_data(manifest), remarks=remarks)
+
+
+def _first_release(job: Job, recipe: str | None) -> versions.Release:
+    """Of TensorRT-LLM, that loads this model by this recipe."""
+    assert isinstance(job.options, TrtllmOptions)
+    if job.options.target == "llmapi":
+        return versions.FIRST_LLMAPI if recipe is None else without_engine.first_release(recipe)
+    if recipe is None:
+        return versions.FIRST_SUPPORTED
+    return versions.EXPERTS[recipe] if "experts" in job.dims.sizes else versions.RECIPES[recipe].first
 
 
 def _oldest_gpu(job: Job) -> int:
@@ -411,6 +427,7 @@ def _recorded(comparison: Comparison) -> dict[str, bool | int | float | str | No
         "calibrator": options.calibrator,
         "calib_size": options.calib_size,
         "calib_seq_len": options.calib_seq_len,
+        "target": options.target,
         "trtllm_version": options.trtllm_version,
         "keep": options.keep,
         "plot": options.plot,
@@ -473,6 +490,7 @@ def _report(comparison: Comparison, done: Mapping[str, _Done]) -> reports.Recipe
         dtype=_dtype(comparison),
         kv_cache=options.kv_cache,
         group_size=options.group_size,
+        target=options.target,
         trtllm_version=options.trtllm_version,
         vocabulary=job.dims.sizes["vocab"],
         text=None if quality is None else quality.text,

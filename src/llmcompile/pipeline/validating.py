@@ -129,6 +129,7 @@ def llmapi_subject(
     eval_text: Path | None,
     overflow_accepted: bool,
     calibration: Calibration | None = None,
+    scored: bool = False,
 ) -> llmapi.Subject:
     """What validation needs to know of a checkpoint for the LLM API and its model."""
     from llmcompile.validation.llmapi import Subject
@@ -142,6 +143,7 @@ def llmapi_subject(
         eval_text=eval_text,
         overflow_accepted=overflow_accepted,
         calibration=calibration,
+        scored=scored,
     )
 
 
@@ -314,6 +316,7 @@ def of_job(job: Job, folder: Path, view: View, *, overflow_accepted: bool, sampl
             eval_text=options.eval_text,
             overflow_accepted=overflow_accepted,
             calibration=None if samples is None else Calibration(tokens=samples.tokens, cache_measured=True),
+            scored=job.scored,
         )
         return run(llmapi, unified, 1, view, build.atol, build.rtol, build.trust_remote_code)
     from llmcompile.validation import trtllm

@@ -81,6 +81,7 @@ class Subject:
         eval_text: Text for perplexity and top-1 agreement; None for a built-in one.
         overflow_accepted: Whether infinities made by the cast were accepted.
         calibration: What its scales were measured on; None where they were not, or that is not known.
+        scored: Whether a text is scored although nothing is quantized.
     """
 
     folder: Path
@@ -91,6 +92,7 @@ class Subject:
     eval_text: Path | None
     overflow_accepted: bool
     calibration: Calibration | None = None
+    scored: bool = False
 
 
 def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_remote_code: bool) -> Iterator[Finding]:
@@ -128,7 +130,8 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
             yield name
         else:
             yield from _checks(oracle, name, tokens, atol, rtol)
-    if oracle.folder.quantization.algorithm is not None or oracle.folder.quantization.cache is not None:
+    stated = oracle.folder.quantization
+    if stated.algorithm is not None or stated.cache is not None or subject.scored:
         yield from _quality(oracle)
 
 

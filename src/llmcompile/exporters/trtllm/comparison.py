@@ -29,6 +29,7 @@ class QuantizeOptions:
         calib_seq_len: Likewise.
         calibrator: Likewise.
         eval_text: Of all.
+        target: Of all.
         trtllm_version: Of all.
         keep: Leave every checkpoint in OUTPUT.
         plot: Draw quantize.svg and quantize.png, which needs matplotlib.
@@ -45,6 +46,7 @@ class QuantizeOptions:
     calib_seq_len: int = TrtllmOptions.calib_seq_len
     calibrator: str = TrtllmOptions.calibrator
     eval_text: Path | None = TrtllmOptions.eval_text
+    target: str = TrtllmOptions.target
     trtllm_version: str = TrtllmOptions.trtllm_version
     keep: bool = False
     plot: bool = True
@@ -84,7 +86,8 @@ class QuantizeOptions:
             calibrator=self.calibrator,
             trtllm_version=self.trtllm_version,
             eval_text=self.eval_text,
-            stop_after="checkpoint",
+            target=self.target,
+            stop_after=None if self.target == "llmapi" else "checkpoint",
         )
         if recipe is None:
             return replace(options, kv_cache=None, calibrator=TrtllmOptions.calibrator)

@@ -73,3 +73,10 @@ def unserved(options: TrtllmOptions) -> Problem | None:
     reason, instead = UNSERVED.get(name, ("which does not load it", f"--quantization {next(iter(RECIPES))}"))
     hint = f"{instead}, or --target engine --trtllm-version {versions.LAST_VERSION}"
     return Problem("--quantization", f"{name} for the PyTorch backend, {reason}", " or ".join(RECIPES), hint)
+
+
+def first_release(recipe: str) -> versions.Release:
+    """The first release whose LLM API loads a recipe that is served."""
+    from llmcompile.exporters.trtllm.llmapi.recipes import RECIPES
+
+    return RECIPES[recipe].first
