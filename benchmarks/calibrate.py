@@ -10,7 +10,8 @@ and counted to the stage it is in by its messages and files. Ratios, of calibrat
 `cp -r` and to the plain conversion of the same run.
 
 The bound of calibration's memory is twice the largest layer, the activations of a batch, and the interpreter: what a
-process has that has imported torch and transformers' model. The script ends with status 1 where a recipe is above it.
+process has that has imported torch and transformers' model; with modelopt, the layer in float32, as that is given it,
+and its import too. The script ends with status 1 where a recipe is above it.
 """
 
 from __future__ import annotations
@@ -178,17 +179,21 @@ def main() -> None:
         size = read(source)
         copied = run(["cp", "-r", str(source), str(target)])[0]
         shutil.rmtree(target)
-        interpreter = run([sys.executable, "-c", _IMPORTS])[2]
+        modelopt = arguments.calibrator == "modelopt"
+        interpreter = run(
+            [sys.executable, "-c", _IMPORTS + ("import modelopt.torch.quantization\n" if modelopt else "")]
+        )[2]
+        largest = layer_mib() * (2 if modelopt else 1)
         convert = [str(Path(sys.executable).with_name("llmcompile")), "build", "trtllm", "--model", str(source)]
         convert += ["--stop-after", "checkpoint", "--json", "--log-format", "json"]
         convert += ["--no-validate"] if arguments.no_validate else []
         calibration = ["--calib-dataset", str(data), "--calib-size", str(arguments.calib_size)]
         calibration += ["--calib-seq-len", str(arguments.calib_seq_len), "--calibrator", arguments.calibrator]
         activations = activations_mib(arguments.calib_seq_len)
-        bound = 2 * layer_mib() + activations + interpreter
+        bound = 2 * largest + activations + interpreter
         print(
             f"source {size / 2**20:.0f} MiB, cp -r {copied:.2f} s; bound while calibrating: "
-            f"2 x {layer_mib():.0f} MiB of the largest layer + {activations:.0f} MiB of activations + "
+            f"2 x {largest:.0f} MiB of the largest layer + {activations:.0f} MiB of activations + "
             f"{interpreter:.0f} MiB of interpreter = {bound:.0f} MiB\n"
         )
         print(row(["command", *STAGES, "made / cp -r", "made / plain", *(f"peak, {stage}" for stage in STAGES)]))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from llmcompile import environment
 from llmcompile.architectures import ARCHITECTURES
 from llmcompile.architectures.spec import Dims
 from llmcompile.checkpoint.headers import Stored
@@ -184,6 +185,8 @@ def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found:
             work.write_bytes(_result(layer), _kept(found[layer]))
             work.forget(_states(layer))
             (work.path / _states(layer)).unlink()
+            # Large blocks come and go in any order: left alone, the heap grows layer by layer.
+            environment.trim_memory()
             advance(layer)
 
 
