@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from llmcompile.packaging.artifact import Artifact
 from llmcompile.packaging.target import Finding, Package, Request, Serving
-from llmcompile.packaging.tree import Tree, planned
+from llmcompile.packaging.tree import planned
 from llmcompile.packaging.triton import TARGET, TritonOptions
+from trees import tree_of
 
 Files = dict[str, bytes]
 SOURCES = {
@@ -20,15 +21,6 @@ SOURCES = {
     "tensorrt_llm_bls": ("model.py", "lib/decode.py", "lib/triton_decoder.py"),
     "tensorrt_llm": ("model.py", "helpers.py"),
 }
-
-
-def tree_of(files: Mapping[str, bytes], folders: tuple[str, ...] = (), name: str = "repository") -> Tree:
-    """Files in memory as a folder."""
-    parents = {
-        str(parent) for path in (*files, *(f"{folder}/x" for folder in folders)) for parent in Path(path).parents
-    }
-    sizes = {path: len(content) for path, content in sorted(files.items())}
-    return Tree(name, sizes, frozenset(parents - {"."}), lambda path: files[path])
 
 
 def engine_config(version: str = "0.17.0", tp: int = 2, pp: int = 1, **build: Any) -> dict[str, Any]:

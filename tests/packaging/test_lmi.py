@@ -20,24 +20,13 @@ from llmcompile.packaging.lmi import TARGET, LmiOptions
 from llmcompile.packaging.lmi.keys import KEYS, is_credential, key_of, meant
 from llmcompile.packaging.lmi.releases import RELEASES
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
-from llmcompile.packaging.tree import Tree, from_archive, planned
+from llmcompile.packaging.tree import from_archive, planned
+from trees import encoded, tree_of
 
 Files = Mapping[str, bytes]
 
 TOKENIZER: Files = {"tokenizer_config.json": b"{}", "tokenizer.json": b"{}"}
 NEURON = {"batch_size": 4, "sequence_length": 128, "num_cores": 2, "compiler_version": "2.16.372.0+4a9b2326"}
-
-
-def tree(files: Files) -> Tree:
-    """A tree of these files."""
-    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
-    sizes = {name: len(files[name]) for name in sorted(files)}
-    return Tree("package", sizes, frozenset(folders), lambda name: files[name])
-
-
-def encoded(content: object) -> bytes:
-    """JSON."""
-    return json.dumps(content).encode()
 
 
 def artifact(kind: str, files: Files, model: Mapping[str, Any], **facts: Any) -> Artifact:
@@ -46,7 +35,7 @@ def artifact(kind: str, files: Files, model: Mapping[str, Any], **facts: Any) ->
         "path": Path("artifact"),
         "kind": kind,
         "manifest": None,
-        "tree": tree({"config.json": encoded(model), **TOKENIZER, **files}),
+        "tree": tree_of({"config.json": encoded(model), **TOKENIZER, **files}),
         "sha256": {},
         "config": model,
         "model": "org/model",
@@ -152,7 +141,7 @@ def properties(files: Files) -> list[str]:
 
 def findings(files: Files, version: str | None, runtime: str | None = None) -> list[Finding]:
     """What the lint says."""
-    return list(TARGET.lint(tree(files), Serving(version, runtime)))
+    return list(TARGET.lint(tree_of(files), Serving(version, runtime)))
 
 
 def failures(files: Files, version: str | None, runtime: str | None = None) -> set[str]:
@@ -484,7 +473,7 @@ REFUSED: Mapping[str, tuple[Callable[[], Artifact], str, dict[str, Any], type[Ll
     ),
     "stages before 0.29": (lambda: engine("0.9.0", pp=2), "0.28", {}, UnsupportedError, "pipeline"),
     "no tokenizer": (
-        lambda: replace(engine(), tree=tree({"engine/config.json": b"{}"})),
+        lambda: replace(engine(), tree=tree_of({"engine/config.json": b"{}"})),
         "0.32",
         {},
         CheckpointError,
@@ -564,7 +553,7 @@ def test_llama_with_shared_heads_is_refused() -> None:
         "2-gpu/a.0.bin": b"",
         "2-gpu/a.1.bin": b"",
     }
-    grouped = replace(of, tree=tree({"config.json": b"{}", **TOKENIZER, **files}))
+    grouped = replace(of, tree=tree_of({"config.json": b"{}", **TOKENIZER, **files}))
 
     with pytest.raises(UnsupportedError, match="kv_head_num = 2"):
         packaged(grouped, "0.24")
@@ -574,7 +563,7 @@ def test_half_a_t5_is_refused() -> None:
     """LMI's loader reads the section of the decoder."""
     of = ft("t5")
     files = {"2-gpu/config.ini": b"[encoder]\nnum_layers = 2\nweight_data_type = fp16\n[decoder]\n"}
-    half = replace(of, tree=tree({"config.json": b"{}", **TOKENIZER, **files}))
+    half = replace(of, tree=tree_of({"config.json": b"{}", **TOKENIZER, **files}))
 
     with pytest.raises(UnsupportedError, match="an encoder alone"):
         packaged(half, "0.24")
@@ -582,7 +571,7 @@ def test_half_a_t5_is_refused() -> None:
 
 def test_a_configuration_that_cannot_be_read_is_the_artifacts_fault() -> None:
     """It is named."""
-    broken = replace(ft(), tree=tree({"config.json": b"{}", **TOKENIZER, "2-gpu/config.ini": b"x"}))
+    broken = replace(ft(), tree=tree_of({"config.json": b"{}", **TOKENIZER, "2-gpu/config.ini": b"x"}))
 
     with pytest.raises(CheckpointError, match=r"config\.ini"):
         packaged(broken, "0.24")
@@ -592,7 +581,7 @@ def test_fp32_files_may_be_computed_with_in_bf16() -> None:
     """By an entry of one's own; not GPT-NeoX's."""
     section = {"2-gpu/config.ini": b"[gpt]\nweight_data_type = fp32\n", "2-gpu/a.0.bin": b"", "2-gpu/a.1.bin": b""}
     files = {"config.json": b'{"model_type": "opt"}', **TOKENIZER, **section}
-    of = replace(ft("opt", dtype="fp32"), tree=tree(files))
+    of = replace(ft("opt", dtype="fp32"), tree=tree_of(files))
 
     _, made = packaged(of, "0.24", option=("option.dtype=bf16",))
     wrong = {**made, "config.json": b'{"model_type": "gpt_neox"}'}
@@ -920,7 +909,7 @@ def test_a_mount_path_can_be_said() -> None:
     """Instead of the record's."""
     files, version = good("repository")
 
-    said = TARGET.lint(tree(files), Serving(version, None, "/somewhere"))
+    said = TARGET.lint(tree_of(files), Serving(version, None, "/somewhere"))
 
     assert {finding.rule for finding in said if finding.status == "failed"} == {"gpt-model-path"}
 
@@ -937,8 +926,8 @@ def test_another_compilers_cache_is_a_note() -> None:
 
 def test_what_is_no_package_is_not_recognised() -> None:
     """A folder without serving.properties is somebody else's."""
-    assert not TARGET.detect(tree({"config.json": b"{}"}))
-    assert TARGET.detect(tree({"model/serving.properties": b""}))
+    assert not TARGET.detect(tree_of({"config.json": b"{}"}))
+    assert TARGET.detect(tree_of({"model/serving.properties": b""}))
 
 
 _NAMES = st.sampled_from(

@@ -23,6 +23,7 @@ from llmcompile.packaging.ray_serve.releases import RELEASES, VLLM, accelerators
 from llmcompile.packaging.ray_serve.schema import LLMConfig, flaws
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving, flags
 from llmcompile.packaging.tree import Tree, from_folder, planned
+from trees import tree_of
 
 NEWEST = "2.60"
 NOTHING = Tree("", {}, frozenset(), lambda path: b"")
@@ -579,12 +580,6 @@ BROKEN: dict[str, Breaker] = {
     "hash": write("mirror/hash", b"main\n"),
     "vllm-version": lambda files: None,
 }
-
-
-def tree_of(files: Files) -> Tree:
-    """Files in memory."""
-    folders = frozenset(path.rpartition("/")[0] for path in files if "/" in path)
-    return Tree("out", {path: len(content) for path, content in sorted(files.items())}, folders, files.__getitem__)
 
 
 def files_of(package: Package, artifact: Artifact) -> Files:

@@ -19,7 +19,8 @@ from llmcompile.packaging.artifact import Artifact, open_artifact
 from llmcompile.packaging.rayllm import TARGET, RayLLMOptions
 from llmcompile.packaging.rayllm.schema import read_entry
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
-from llmcompile.packaging.tree import Tree, planned
+from llmcompile.packaging.tree import planned
+from trees import encoded, tree_of
 
 Files = dict[str, bytes]
 GOLDEN = Path(__file__).parents[1] / "golden" / "rayllm" / "outcomes.json"
@@ -57,18 +58,6 @@ ENGINE = {
 }
 
 
-def tree(files: Files) -> Tree:
-    """A tree of these files."""
-    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
-    sizes = {name: len(files[name]) for name in sorted(files)}
-    return Tree("package", sizes, frozenset(folders), lambda name: files[name])
-
-
-def encoded(content: object) -> bytes:
-    """JSON."""
-    return json.dumps(content).encode()
-
-
 def artifact(kind: str, files: Files, model: Mapping[str, Any], **facts: Any) -> Artifact:
     """An artifact in fp16, with a tokenizer that has a chat template, but for what is given."""
     tokenizer = {"tokenizer_config.json": encoded({"chat_template": CHATML}), "tokenizer.json": b"{}"}
@@ -76,7 +65,7 @@ def artifact(kind: str, files: Files, model: Mapping[str, Any], **facts: Any) ->
         "path": Path("org--tiny"),
         "kind": kind,
         "manifest": None,
-        "tree": tree({"config.json": encoded(model), **tokenizer, **files}),
+        "tree": tree_of({"config.json": encoded(model), **tokenizer, **files}),
         "sha256": {},
         "config": model,
         "model": "org/tiny",
@@ -141,7 +130,7 @@ def entry_of(files: Mapping[str, bytes]) -> Any:
 
 def findings(files: Files, version: str | None = "0.5.0", runtime: str | None = None) -> list[Finding]:
     """What the lint says."""
-    return list(TARGET.lint(tree(files), Serving(version, runtime)))
+    return list(TARGET.lint(tree_of(files), Serving(version, runtime)))
 
 
 def failed(found: list[Finding]) -> set[str]:
@@ -582,7 +571,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[LlmCompileError], str]] = {
     ),
     "an engine of another version": (lambda: made(engine(), runtime="0.6.1"), UnsupportedError, "the image has 0.6.1"),
     "an encoder and a decoder": (
-        lambda: made(engine(tree=tree({"engine/encoder/config.json": b"{}", "engine/decoder/config.json": b"{}"}))),
+        lambda: made(engine(tree=tree_of({"engine/encoder/config.json": b"{}", "engine/decoder/config.json": b"{}"}))),
         UnsupportedError,
         "engine/decoder and engine/encoder",
     ),
@@ -919,7 +908,7 @@ def test_entries_of_the_registry(name: str) -> None:
     """Every entry of RayLLM's own registry is recognised and passes."""
     files = {f"models/{name}.yaml": yaml.safe_dump(REGISTRY[name]).encode()}
 
-    assert TARGET.detect(tree(files))
+    assert TARGET.detect(tree_of(files))
     assert failed(findings(files)) == set()
 
 
@@ -938,7 +927,7 @@ def test_what_is_none_of_its_packages() -> None:
     other = b"applications:\n- import_path: ray.serve.llm:build_openai_app\n"
 
     assert not TARGET.detect(
-        tree({"serve.yaml": other, "config.yaml": b"a: 1\n", "mirror/x.yaml": b"engine_config: 1"})
+        tree_of({"serve.yaml": other, "config.yaml": b"a: 1\n", "mirror/x.yaml": b"engine_config: 1"})
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from llmcompile.packaging.artifact import Artifact, open_artifact
 from llmcompile.packaging.neuron_env import IMAGES
 from llmcompile.packaging.sagemaker import TARGET, SageMakerOptions, api, hosts, toolkit
 from llmcompile.packaging.target import KINDS, Finding, Package, Request, Serving
-from llmcompile.packaging.tree import Tree
+from trees import tree_of
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -53,13 +53,6 @@ def split(run: Run, folder: Path) -> Artifact:
 def engine(run: Run, folder: Path) -> Artifact:
     """A TensorRT-LLM engine of two ranks, built on an A100."""
     return open_artifact(serving_artifacts.make("trtllm-engine", folder / "engine", run))
-
-
-def tree_of(files: Mapping[str, bytes]) -> Tree:
-    """Files in memory as a tree."""
-    folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
-    sizes = {path: len(files[path]) for path in sorted(files)}
-    return Tree("package", sizes, frozenset(folders), lambda path: files[path])
 
 
 def of_release(artifact: Artifact, version: str, **changed: Any) -> Artifact:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from llmcompile.packaging.artifact import Artifact, open_artifact
 from llmcompile.packaging.neuron_env import IMAGES, TABLE
 from llmcompile.packaging.target import KINDS, Finding, Request, Serving
 from llmcompile.packaging.tgi import TARGET, TgiOptions
-from llmcompile.packaging.tree import Tree, planned
+from llmcompile.packaging.tree import planned
+from trees import tree_of
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -41,12 +42,6 @@ def built(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(built: Path) -> Artifact:
     """The same, opened."""
     return open_artifact(built)
-
-
-def tree_of(files: Mapping[str, bytes], name: str = "package") -> Tree:
-    """Files in memory as a tree."""
-    folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
-    return Tree(name, {path: len(files[path]) for path in sorted(files)}, frozenset(folders), lambda path: files[path])
 
 
 def of_release(artifact: Artifact, release: str, **changed: Any) -> Artifact:

@@ -6,6 +6,7 @@ import pytest
 
 from llmcompile.packaging.tree import Tree
 from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors
+from trees import tree_of
 
 INDEX = b'{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}'
 
@@ -13,7 +14,7 @@ INDEX = b'{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}'
 def tree(**files: bytes) -> Tree:
     """Files; two underscores stand for a dot, one for a dash."""
     named = {name.replace("__", ".").replace("_", "-"): content for name, content in files.items()}
-    return Tree("t", {name: len(content) for name, content in named.items()}, frozenset(), lambda path: named[path])
+    return tree_of(named)
 
 
 @pytest.mark.parametrize(
