@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -19,7 +20,9 @@ app = typer.Typer(help="Convert, quantize, validate and compile a model.", no_ar
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
-DTYPE_WORDS: Mapping[str, str | None] = {"auto": None, "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+DTYPE_WORDS: Mapping[str, str | None] = MappingProxyType(
+    {"auto": None, "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+)
 """Further words of --dtype: the converter's, and those of `partition ft`."""
 _RECIPE_FLAGS = (
     "use_weight_only",
@@ -31,13 +34,15 @@ _RECIPE_FLAGS = (
     "per_channel",
     "per_token",
 )
-_RECIPES: Mapping[str, str] = {
-    "int8": "w8a16",
-    "int4": "w4a16",
-    "int4_gptq": "w4a16_gptq",
-    **{recipe.algorithm.lower(): name for name, recipe in versions.RECIPES.items()},
-    **{name: name for name in versions.RECIPES},
-}
+_RECIPES: Mapping[str, str] = MappingProxyType(
+    {
+        "int8": "w8a16",
+        "int4": "w4a16",
+        "int4_gptq": "w4a16_gptq",
+        **{recipe.algorithm.lower(): name for name, recipe in versions.RECIPES.items()},
+        **{name: name for name in versions.RECIPES},
+    }
+)
 """Further words of --quantization: the converter's precisions, and config.json's quant_algo."""
 _CACHE_FLAGS = ("int8_kv_cache", "fp8_kv_cache")
 """Flags of convert_checkpoint.py that say what --quantization and --kv-cache say."""
@@ -81,12 +86,14 @@ _COMMON = (
     "--log_level",
 )
 """Flags that --help shows; all of them would be a wall of text, and take longer to draw than everything else."""
-_METAVARS = {
-    versions.INTEGER: "INTEGER",
-    versions.TEXT: "TEXT",
-    versions.CHOICE: "WORD",
-    versions.WORDS: "TEXT",
-}
+_METAVARS = MappingProxyType(
+    {
+        versions.INTEGER: "INTEGER",
+        versions.TEXT: "TEXT",
+        versions.CHOICE: "WORD",
+        versions.WORDS: "TEXT",
+    }
+)
 
 
 def _engine_parameters() -> Iterator[inspect.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -27,9 +28,9 @@ app = typer.Typer(help="Lower, check, validate and compile a model.", no_args_is
 SHAPES = "Static shapes"
 COMPILER = "Compiler"
 
-_CASTS = {"matmult": "matmul", "None": "none"}
+_CASTS = MappingProxyType({"matmult": "matmul", "None": "none"})
 """Further words of --auto_cast: the compiler's own."""
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_DTYPES = MappingProxyType({"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"})
 
 
 @app.callback()

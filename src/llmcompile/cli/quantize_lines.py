@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,20 +14,22 @@ if TYPE_CHECKING:
 Size = Callable[[float], str]
 """Bytes in words."""
 
-_COLUMNS: Mapping[str, tuple[str, str]] = {
-    "recipe": ("", "recipe"),
-    "size": ("", "weights"),
-    "share": ("of", "{dtype}"),
-    "perplexity": ("perplex-", "ity"),
-    "change": ("", "change"),
-    "KL": ("KL,", "nats"),
-    "top-1": ("same", "top-1"),
-    "error": ("logit", "error"),
-    "GPU": ("from", "GPU"),
-    "took": ("", "took"),
-}
+_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "recipe": ("", "recipe"),
+        "size": ("", "weights"),
+        "share": ("of", "{dtype}"),
+        "perplexity": ("perplex-", "ity"),
+        "change": ("", "change"),
+        "KL": ("KL,", "nats"),
+        "top-1": ("same", "top-1"),
+        "error": ("logit", "error"),
+        "GPU": ("from", "GPU"),
+        "took": ("", "took"),
+    }
+)
 """Columns of the table, 80 characters in all, with two lines of heads each."""
-_SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+_SHORT = MappingProxyType({"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"})
 
 
 def plan_lines(comparison: Comparison, size: Size) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from llmcompile.exporters.rtx.options import (
 )
 
 _SHAPES = "Shapes"
-_WORDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "half": "fp16"}
+_WORDS = MappingProxyType({"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "half": "fp16"})
 """Further words of --dtype: those of the other backends."""
 
 

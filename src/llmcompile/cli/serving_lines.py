@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmcompile.packaging.target import runtime_of
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 Size = Callable[[float], str]
 """Bytes in words."""
-_MARKS = {"ok": "✓", "failed": "x", "note": "!", "skipped": "-"}
+_MARKS = MappingProxyType({"ok": "✓", "failed": "x", "note": "!", "skipped": "-"})
 
 
 def kind(planned: Packaging) -> str:

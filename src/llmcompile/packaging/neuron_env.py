@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
@@ -29,29 +30,33 @@ Column = Literal["0.0.20", "0.0.23", "0.0.24", "0.2.0", "0.4.0", "0.4.1"]
 COLUMNS: tuple[Column, ...] = ("0.0.20", "0.0.23", "0.0.24", "0.2.0", "0.4.0", "0.4.1")
 _NONE: tuple[str, ...] = ()
 _BATCH, _LENGTH = ("HF_BATCH_SIZE", "MAX_BATCH_SIZE"), ("HF_SEQUENCE_LENGTH", "MAX_TOTAL_TOKENS")
-_ROWS: Mapping[Fact, tuple[tuple[str, ...], ...]] = {
-    "model": (*(("MODEL_ID",),) * 4, *(("SM_ON_MODEL",),) * 2),
-    "name": (*(_NONE,) * 5, ("SM_ON_SERVED_MODEL_NAME",)),
-    "batch": (_BATCH, *(("MAX_BATCH_SIZE",),) * 3, *(("SM_ON_BATCH_SIZE",),) * 2),
-    "sequence": (_LENGTH, *(("MAX_TOTAL_TOKENS",),) * 3, *(("SM_ON_SEQUENCE_LENGTH",),) * 2),
-    "input": (*(("MAX_INPUT_LENGTH",),) * 2, *(("MAX_INPUT_TOKENS",),) * 2, *(_NONE,) * 2),
-    "prefill": (*(("MAX_BATCH_PREFILL_TOKENS",),) * 4, *(_NONE,) * 2),
-    "cores": (*(("HF_NUM_CORES",),) * 4, *(("SM_ON_TENSOR_PARALLEL_SIZE",),) * 2),
-    "dtype": (*(("HF_AUTO_CAST_TYPE",),) * 4, ("SM_ON_DTYPE",), _NONE),
-    "requests": (*(("MAX_CONCURRENT_REQUESTS",),) * 4, *(_NONE,) * 2),
-    "port": (*(("PORT",),) * 4, *(("SM_ON_PORT",),) * 2),
-    "revision": (*(("REVISION",),) * 4, *(_NONE,) * 2),
-    "code": (*(("TRUST_REMOTE_CODE",),) * 4, *(_NONE,) * 2),
-}
-TABLE: Mapping[Fact, Mapping[Column, tuple[str, ...]]] = {
-    fact: dict(zip(COLUMNS, names, strict=True)) for fact, names in _ROWS.items()
-}
+_ROWS: Mapping[Fact, tuple[tuple[str, ...], ...]] = MappingProxyType(
+    {
+        "model": (*(("MODEL_ID",),) * 4, *(("SM_ON_MODEL",),) * 2),
+        "name": (*(_NONE,) * 5, ("SM_ON_SERVED_MODEL_NAME",)),
+        "batch": (_BATCH, *(("MAX_BATCH_SIZE",),) * 3, *(("SM_ON_BATCH_SIZE",),) * 2),
+        "sequence": (_LENGTH, *(("MAX_TOTAL_TOKENS",),) * 3, *(("SM_ON_SEQUENCE_LENGTH",),) * 2),
+        "input": (*(("MAX_INPUT_LENGTH",),) * 2, *(("MAX_INPUT_TOKENS",),) * 2, *(_NONE,) * 2),
+        "prefill": (*(("MAX_BATCH_PREFILL_TOKENS",),) * 4, *(_NONE,) * 2),
+        "cores": (*(("HF_NUM_CORES",),) * 4, *(("SM_ON_TENSOR_PARALLEL_SIZE",),) * 2),
+        "dtype": (*(("HF_AUTO_CAST_TYPE",),) * 4, ("SM_ON_DTYPE",), _NONE),
+        "requests": (*(("MAX_CONCURRENT_REQUESTS",),) * 4, *(_NONE,) * 2),
+        "port": (*(("PORT",),) * 4, *(("SM_ON_PORT",),) * 2),
+        "revision": (*(("REVISION",),) * 4, *(_NONE,) * 2),
+        "code": (*(("TRUST_REMOTE_CODE",),) * 4, *(_NONE,) * 2),
+    }
+)
+TABLE: Mapping[Fact, Mapping[Column, tuple[str, ...]]] = MappingProxyType(
+    {fact: dict(zip(COLUMNS, names, strict=True)) for fact, names in _ROWS.items()}
+)
 """What an image is told -> generation -> its variables, all of which must be set alike; empty where it takes none."""
-SAGEMAKER: Mapping[str, Fact] = {
-    "HF_MODEL_ID": "model",
-    "HF_MODEL_REVISION": "revision",
-    "HF_MODEL_TRUST_REMOTE_CODE": "code",
-}
+SAGEMAKER: Mapping[str, Fact] = MappingProxyType(
+    {
+        "HF_MODEL_ID": "model",
+        "HF_MODEL_REVISION": "revision",
+        "HF_MODEL_TRUST_REMOTE_CODE": "code",
+    }
+)
 """Names that SageMaker's start script of Text Generation Inference turns into others; that of 0.3.0 has them no more.
 
 Source: awslabs/llm-hosting-container@421a60a:huggingface/pytorch/optimum/docker/3.3.4/Dockerfile, 3.3.6/Dockerfile.
@@ -167,29 +172,31 @@ def _vllm(release: str, column: Column, compiler: str, tag: str | None) -> Image
     return Image(release, column, compiler, f"{_HF}optimum-neuron-vllm:{release}", full, "SM_ON_MODEL")
 
 
-IMAGES: Mapping[str, Image] = {
-    image.release: image
-    for image in (
-        _vllm("0.4.5", "0.4.1", "2.21.33363.0", None),
-        _vllm("0.4.4", "0.4.1", "2.21.33363.0", "0.11.0-optimum0.4.4-neuronx-py310-sdk2.26.1"),
-        _vllm("0.4.3", "0.4.1", "2.21.33363.0", None),
-        _vllm("0.4.2", "0.4.1", "2.21.18209.0", "0.11.0-optimum0.4.2-neuronx-py310-sdk2.26.0"),
-        _vllm("0.4.1", "0.4.1", "2.21.18209.0", "0.10.2-neuronx-py310-sdk2.26.0"),
-        _vllm("0.4.0", "0.4.0", "2.21.18209.0", None),
-        _tgi("0.3.0", "0.2.0", "2.19.8089.0", "3.3.7", "2.7.0-optimum3.3.6", "MODEL_ID"),
-        _tgi("0.2.0", "0.2.0", "2.17.194.0", "3.3.4", "2.5.1-optimum3.3.4", "HF_MODEL_ID"),
-        _tgi("0.1.0", "0.0.24", "2.16.372.0", "3.3.2", None, "HF_MODEL_ID"),
-        _old("0.0.28", "0.0.24", "2.15.143.0", "2.1.2"),
-        _old("0.0.27", "0.0.24", "2.15.143.0", "2.1.2"),
-        _old("0.0.26", "0.0.24", "2.15.128.0", None),
-        _old("0.0.25", "0.0.24", "2.15.128.0", "2.1.2"),
-        _old("0.0.24", "0.0.24", "2.14.227.0", "2.1.2"),
-        _old("0.0.23", "0.0.23", "2.13.66.0", "2.1.2"),
-        _old("0.0.22", "0.0.20", "2.13.66.0", "2.1.2"),
-        _old("0.0.21", "0.0.20", "2.13.66.0", "1.13.1"),
-        _old("0.0.20", "0.0.20", "2.12.68.0", "1.13.1"),
-    )
-}
+IMAGES: Mapping[str, Image] = MappingProxyType(
+    {
+        image.release: image
+        for image in (
+            _vllm("0.4.5", "0.4.1", "2.21.33363.0", None),
+            _vllm("0.4.4", "0.4.1", "2.21.33363.0", "0.11.0-optimum0.4.4-neuronx-py310-sdk2.26.1"),
+            _vllm("0.4.3", "0.4.1", "2.21.33363.0", None),
+            _vllm("0.4.2", "0.4.1", "2.21.18209.0", "0.11.0-optimum0.4.2-neuronx-py310-sdk2.26.0"),
+            _vllm("0.4.1", "0.4.1", "2.21.18209.0", "0.10.2-neuronx-py310-sdk2.26.0"),
+            _vllm("0.4.0", "0.4.0", "2.21.18209.0", None),
+            _tgi("0.3.0", "0.2.0", "2.19.8089.0", "3.3.7", "2.7.0-optimum3.3.6", "MODEL_ID"),
+            _tgi("0.2.0", "0.2.0", "2.17.194.0", "3.3.4", "2.5.1-optimum3.3.4", "HF_MODEL_ID"),
+            _tgi("0.1.0", "0.0.24", "2.16.372.0", "3.3.2", None, "HF_MODEL_ID"),
+            _old("0.0.28", "0.0.24", "2.15.143.0", "2.1.2"),
+            _old("0.0.27", "0.0.24", "2.15.143.0", "2.1.2"),
+            _old("0.0.26", "0.0.24", "2.15.128.0", None),
+            _old("0.0.25", "0.0.24", "2.15.128.0", "2.1.2"),
+            _old("0.0.24", "0.0.24", "2.14.227.0", "2.1.2"),
+            _old("0.0.23", "0.0.23", "2.13.66.0", "2.1.2"),
+            _old("0.0.22", "0.0.20", "2.13.66.0", "2.1.2"),
+            _old("0.0.21", "0.0.20", "2.13.66.0", "1.13.1"),
+            _old("0.0.20", "0.0.20", "2.12.68.0", "1.13.1"),
+        )
+    }
+)
 """Release of optimum-neuron -> the image, newest first."""
 DECODERS = tuple(release for release in IMAGES if release.startswith(("0.4", "0.3")))
 """Releases whose exports have neuron_config.json and are made by `export neuron --via optimum`."""
@@ -234,7 +241,9 @@ class Record:
     weights: str | None
 
 
-DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+DTYPES = MappingProxyType(
+    {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+)
 
 
 def read_record(tree: Tree) -> Record | None:
@@ -459,19 +468,23 @@ def known(name: str) -> Fact | None:
     return next((fact for fact, names in TABLE.items() if any(name in column for column in names.values())), None)
 
 
-RULES: Mapping[str, str] = {
-    "secrets": "No file holds a token or a key.",
-    "variables": "Every variable is one that the image reads; one of another generation is named with its successor.",
-    "model": "The model's variable names the folder that is there.",
-    "files": "The files that the image loads are there: of the model, of every rank, and of the tokenizer.",
-    "release": "The image has the release of optimum-neuron that made the model.",
-    "compiler": "The image has the version of neuronx-cc that compiled the model.",
-    "batch": "The batch size is at most what was compiled; for images that compare it, the same.",
-    "sequence": "The tokens of a sequence are at most what was compiled; for images that compare them, the same.",
-    "input": "The tokens of a prompt are fewer than those of a sequence, and are said once.",
-    "prefill": "The tokens of a prefill are those of a batch of the longest prompts.",
-    "cores": "The NeuronCores are those that were compiled for.",
-    "dtype": "The element type is the one that was compiled.",
-}
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        "secrets": "No file holds a token or a key.",
+        "variables": (
+            "Every variable is one that the image reads; one of another generation is named with its successor."
+        ),
+        "model": "The model's variable names the folder that is there.",
+        "files": "The files that the image loads are there: of the model, of every rank, and of the tokenizer.",
+        "release": "The image has the release of optimum-neuron that made the model.",
+        "compiler": "The image has the version of neuronx-cc that compiled the model.",
+        "batch": "The batch size is at most what was compiled; for images that compare it, the same.",
+        "sequence": "The tokens of a sequence are at most what was compiled; for images that compare them, the same.",
+        "input": "The tokens of a prompt are fewer than those of a sequence, and are said once.",
+        "prefill": "The tokens of a prefill are those of a batch of the longest prompts.",
+        "cores": "The NeuronCores are those that were compiled for.",
+        "dtype": "The element type is the one that was compiled.",
+    }
+)
 """Rules of an image's environment, common to its targets."""
 DEVICES = "Each container has a device for every two NeuronCores, four on Trainium2, and shares none."

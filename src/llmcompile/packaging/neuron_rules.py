@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from llmcompile.packaging.documents import json_object, packaged
@@ -440,16 +441,18 @@ def _dtype(rule: str, look: Served) -> Iterator[Finding]:
         yield Finding(rule, "ok" if fits else "failed", subject, said[1], f"{look.record.dtype}, compiled", hint)
 
 
-_CHECKS: Mapping[str, Callable[[str, Served], Iterator[Finding]]] = {
-    "variables": _variables,
-    "model": _model,
-    "files": _files,
-    "release": _release,
-    "compiler": _compiler,
-    "batch": _compiled("batch", lambda record: record.batch, "batch size"),
-    "sequence": _compiled("sequence", lambda record: record.sequence, "sequence length"),
-    "input": _input,
-    "prefill": _prefill,
-    "cores": _compiled("cores", lambda record: record.cores, "cores"),
-    "dtype": _dtype,
-}
+_CHECKS: Mapping[str, Callable[[str, Served], Iterator[Finding]]] = MappingProxyType(
+    {
+        "variables": _variables,
+        "model": _model,
+        "files": _files,
+        "release": _release,
+        "compiler": _compiler,
+        "batch": _compiled("batch", lambda record: record.batch, "batch size"),
+        "sequence": _compiled("sequence", lambda record: record.sequence, "sequence length"),
+        "input": _input,
+        "prefill": _prefill,
+        "cores": _compiled("cores", lambda record: record.cores, "cores"),
+        "dtype": _dtype,
+    }
+)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from llmcompile.errors import CheckpointError, OptionsError
 
 _BLANK = " \t\f"
-_ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "f": "\f"}
+_ESCAPES = MappingProxyType({"t": "\t", "r": "\r", "n": "\n", "f": "\f"})
 _KEY = re.compile(r"(?![#!])[!-~]+")
 _VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _NATURAL = re.compile(r"([^\r\n]*)(\r\n|\r|\n|\Z)")

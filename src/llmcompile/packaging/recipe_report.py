@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -255,19 +256,21 @@ def standing_lines(report: RecipeReport) -> Iterator[tuple[str, str]]:
         )
 
 
-_HEADS: Mapping[str, str] = {
-    "recipe": "recipe",
-    "size": "weights",
-    "share": "of {dtype}",
-    "perplexity": "perplexity",
-    "change": "change",
-    "KL": "KL, nats/token",
-    "top-1": "same top-1",
-    "error": "largest error of a logit",
-    "GPU": "oldest GPU",
-    "release": "first release",
-    "data": "needs data",
-}
+_HEADS: Mapping[str, str] = MappingProxyType(
+    {
+        "recipe": "recipe",
+        "size": "weights",
+        "share": "of {dtype}",
+        "perplexity": "perplexity",
+        "change": "change",
+        "KL": "KL, nats/token",
+        "top-1": "same top-1",
+        "error": "largest error of a logit",
+        "GPU": "oldest GPU",
+        "release": "first release",
+        "data": "needs data",
+    }
+)
 
 
 def markdown(report: RecipeReport, plot: str | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, OptionsError
@@ -145,14 +146,16 @@ def _question(image: Image, port: int) -> str:
     return f"curl http://localhost:{port}/info"
 
 
-RULES: Mapping[str, str] = {
-    "dotenv": "Every line of .env is one that docker and docker compose read alike.",
-    "compose": "docker-compose.yaml has a container with an image, .env and the model's folder.",
-    **neuron_env.RULES,
-    "devices": neuron_env.DEVICES,
-    "ports": "A port leads to where the image listens.",
-    "replicas": "nginx knows every container, and no other.",
-}
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        "dotenv": "Every line of .env is one that docker and docker compose read alike.",
+        "compose": "docker-compose.yaml has a container with an image, .env and the model's folder.",
+        **neuron_env.RULES,
+        "devices": neuron_env.DEVICES,
+        "ports": "A port leads to where the image listens.",
+        "replicas": "nginx knows every container, and no other.",
+    }
+)
 
 
 def detect(tree: Tree) -> bool:
@@ -189,34 +192,36 @@ _GPU = (
     "--model-id /data"
 )
 _OTHER = "llmcompile export neuron --model MODEL --via optimum OUTPUT"
-REFUSALS: Mapping[Kind, tuple[str, str]] = {
-    "ft": (
-        "it does not read FasterTransformer's files",
-        "llmcompile package triton, or llmcompile package lmi",
-    ),
-    "trtllm-engine": (
-        "its images for TensorRT-LLM build their engine themselves",
-        "llmcompile package triton, or llmcompile package lmi",
-    ),
-    "trtllm-checkpoint": (
-        "it is not an engine, and these images load none",
-        "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then llmcompile package triton",
-    ),
-    "neuron-sdk-2.16": (
-        "transformers-neuronx looks for NEFFs by the hash of the HLO that it lowers itself, and stops where one is "
-        "missing; these are of other graphs",
-        f"{_OTHER}; or llmcompile package lmi, which compiles it again when it starts",
-    ),
-    "neuron-lmi-split": ("the layout is LMI's", "llmcompile package lmi"),
-    "neuron-lmi-cache": ("the layout is LMI's", "llmcompile package lmi"),
-    "neuron-nxd": ("optimum-neuron does not load the layout nxd", _OTHER),
-    "neuron-lowered": (
-        "it is not compiled",
-        "llmcompile export neuron --from-lowered ARTIFACT COMPILED; for this server: " + _OTHER,
-    ),
-    "hf": ("the images for Neuron would compile it when they start; those for GPUs take the folder as it is", _GPU),
-    **without_rtx("its images for Neuron run compiled graphs, those for GPUs checkpoints"),
-}
+REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
+    {
+        "ft": (
+            "it does not read FasterTransformer's files",
+            "llmcompile package triton, or llmcompile package lmi",
+        ),
+        "trtllm-engine": (
+            "its images for TensorRT-LLM build their engine themselves",
+            "llmcompile package triton, or llmcompile package lmi",
+        ),
+        "trtllm-checkpoint": (
+            "it is not an engine, and these images load none",
+            "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE, then llmcompile package triton",
+        ),
+        "neuron-sdk-2.16": (
+            "transformers-neuronx looks for NEFFs by the hash of the HLO that it lowers itself, and stops where one is "
+            "missing; these are of other graphs",
+            f"{_OTHER}; or llmcompile package lmi, which compiles it again when it starts",
+        ),
+        "neuron-lmi-split": ("the layout is LMI's", "llmcompile package lmi"),
+        "neuron-lmi-cache": ("the layout is LMI's", "llmcompile package lmi"),
+        "neuron-nxd": ("optimum-neuron does not load the layout nxd", _OTHER),
+        "neuron-lowered": (
+            "it is not compiled",
+            "llmcompile export neuron --from-lowered ARTIFACT COMPILED; for this server: " + _OTHER,
+        ),
+        "hf": ("the images for Neuron would compile it when they start; those for GPUs take the folder as it is", _GPU),
+        **without_rtx("its images for Neuron run compiled graphs, those for GPUs checkpoints"),
+    }
+)
 
 TARGET = Target(
     name="tgi",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_rtx
@@ -65,62 +66,68 @@ class LmiOptions:
     tar: bool = flag(False, "--tar", help="Write model.tar.gz, with its members at the root, as SageMaker takes it.")
 
 
-SERVES: Mapping[Kind, tuple[str, ...]] = {
-    "ft": ("0.24", "0.23", "0.22"),
-    "trtllm-engine": ("0.36", "0.35", "0.34", "0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27"),
-    "neuron-lmi-split": ("0.34", "0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26"),
-    "neuron-lmi-cache": ("0.34", "0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26"),
-    "neuron-sdk-2.16": ("0.29", "0.28"),
-    "hf": ("0.36", "0.35", "0.34", "0.33"),
-}
-_REFUSALS: Mapping[Kind, tuple[str, str]] = {
-    "trtllm-checkpoint": (
-        "it loads engines, or builds one of a Hugging Face checkpoint",
-        "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE",
-    ),
-    "neuron-lowered": (
-        "its graphs are not compiled",
-        "llmcompile export neuron --from-lowered ARTIFACT COMPILED",
-    ),
-    "neuron-nxd": (
-        "its Neuron images have transformers-neuronx, which reads split checkpoints",
-        "llmcompile export neuron --layout lmi-split",
-    ),
-    "neuron-optimum": (
-        "its Neuron images have optimum-neuron 0.0.16 to 0.0.27, whose decoders are other files, and its handler reads"
-        " neuron.batch_size of config.json, which an encoder's has not",
-        "llmcompile export neuron --layout lmi-split, or llmcompile package tgi",
-    ),
-    **without_rtx("none of its engines that packages are made for runs one"),
-}
+SERVES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "ft": ("0.24", "0.23", "0.22"),
+        "trtllm-engine": ("0.36", "0.35", "0.34", "0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27"),
+        "neuron-lmi-split": ("0.34", "0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26"),
+        "neuron-lmi-cache": ("0.34", "0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26"),
+        "neuron-sdk-2.16": ("0.29", "0.28"),
+        "hf": ("0.36", "0.35", "0.34", "0.33"),
+    }
+)
+_REFUSALS: Mapping[Kind, tuple[str, str]] = MappingProxyType(
+    {
+        "trtllm-checkpoint": (
+            "it loads engines, or builds one of a Hugging Face checkpoint",
+            "llmcompile build trtllm --from-checkpoint ARTIFACT ENGINE",
+        ),
+        "neuron-lowered": (
+            "its graphs are not compiled",
+            "llmcompile export neuron --from-lowered ARTIFACT COMPILED",
+        ),
+        "neuron-nxd": (
+            "its Neuron images have transformers-neuronx, which reads split checkpoints",
+            "llmcompile export neuron --layout lmi-split",
+        ),
+        "neuron-optimum": (
+            "its Neuron images have optimum-neuron 0.0.16 to 0.0.27, whose decoders are other files, and its handler "
+            "reads neuron.batch_size of config.json, which an encoder's has not",
+            "llmcompile export neuron --layout lmi-split, or llmcompile package tgi",
+        ),
+        **without_rtx("none of its engines that packages are made for runs one"),
+    }
+)
 
-RULES: Mapping[str, str] = {
-    "archive-root": "serving.properties is at the root, not in a folder of the archive",
-    "properties-dialect": "Java and LMI's Python tools read the same entries",
-    "known-keys": "no key is a misspelled one of LMI's",
-    "credentials": "no entry looks like a token or a password",
-    "engine": "the release has the engine",
-    "entry-point": "the release has the handler, and it starts there",
-    "handler-mode": "the handler runs in the mode it insists on",
-    "dynamic-batch": "batch_size above 1 and a rolling batch do not meet",
-    "model-id": "model_id is absent, absolute or s3://, and does not hide files",
-    "s3url": "s3url is not beside model_id, and the release still reads it",
-    "environment": "no environment file beside it says otherwise",
-    "layout": "the model lies as the release looks for it",
-    "build-config": "a flat engine's config.json has build_config",
-    "model-files": "configuration, tokenizer and weights are where the handler opens them",
-    "rank-files": "every rank of tp x pp has its files",
-    "split-weights": "every file of a split Neuron checkpoint is there",
-    "tensor-parallel": "tensor_parallel_degree is the model's own",
-    "batch-size": "no more sequences at once than it was built for",
-    "sequence-length": "positions and tokens are those it was built for",
-    "dtype": "dtype is spelled as the handler does, and fits the weights",
-    "gpt-model-path": "config.pbtxt names the engine's folder in the container",
-    "decoupled": "config.pbtxt is decoupled",
-    "verify-file": "FasterTransformer's verify is one line without a blank or newline",
-    "runtime-version": "the image's runtime is the one it was compiled by",
-    "compiled-graphs": "compiled graphs are where LMI looks, in the form it takes",
-}
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        "archive-root": "serving.properties is at the root, not in a folder of the archive",
+        "properties-dialect": "Java and LMI's Python tools read the same entries",
+        "known-keys": "no key is a misspelled one of LMI's",
+        "credentials": "no entry looks like a token or a password",
+        "engine": "the release has the engine",
+        "entry-point": "the release has the handler, and it starts there",
+        "handler-mode": "the handler runs in the mode it insists on",
+        "dynamic-batch": "batch_size above 1 and a rolling batch do not meet",
+        "model-id": "model_id is absent, absolute or s3://, and does not hide files",
+        "s3url": "s3url is not beside model_id, and the release still reads it",
+        "environment": "no environment file beside it says otherwise",
+        "layout": "the model lies as the release looks for it",
+        "build-config": "a flat engine's config.json has build_config",
+        "model-files": "configuration, tokenizer and weights are where the handler opens them",
+        "rank-files": "every rank of tp x pp has its files",
+        "split-weights": "every file of a split Neuron checkpoint is there",
+        "tensor-parallel": "tensor_parallel_degree is the model's own",
+        "batch-size": "no more sequences at once than it was built for",
+        "sequence-length": "positions and tokens are those it was built for",
+        "dtype": "dtype is spelled as the handler does, and fits the weights",
+        "gpt-model-path": "config.pbtxt names the engine's folder in the container",
+        "decoupled": "config.pbtxt is decoupled",
+        "verify-file": "FasterTransformer's verify is one line without a blank or newline",
+        "runtime-version": "the image's runtime is the one it was compiled by",
+        "compiled-graphs": "compiled graphs are where LMI looks, in the form it takes",
+    }
+)
 _FILE = "serving.properties"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from llmcompile.errors import CheckpointError
@@ -23,7 +24,9 @@ from llmcompile.packaging.target import Finding
 from llmcompile.packaging.weights import are_all, missing_weights, ranked_tensors
 
 _DTYPES = ("fp32", "fp16", "bf16")
-_SPELLED = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "f32": "fp32", "f16": "fp16", "half": "fp16"}
+_SPELLED = MappingProxyType(
+    {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "f32": "fp32", "f16": "fp16", "half": "fp16"}
+)
 _CACHE = re.compile(r"compiled/neuronxcc-([^/]+)/.*")
 _NONE = "no such model here"
 _LISTED = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmcompile.errors import CheckpointError, OptionsError, Problem, UnsupportedError, collected
@@ -539,11 +540,13 @@ def _hugging_face(artifact: Artifact, options: LmiOptions, request: Request) -> 
     return _Laid(entries, {}, {path: path for path in artifact.tree.files}, None, tuple(notes))
 
 
-_LAYOUTS = {
-    "ft": _ft,
-    "trtllm-engine": _engine,
-    "neuron-lmi-split": _split,
-    "neuron-lmi-cache": _cache,
-    "neuron-sdk-2.16": _sdk,
-    "hf": _hugging_face,
-}
+_LAYOUTS = MappingProxyType(
+    {
+        "ft": _ft,
+        "trtllm-engine": _engine,
+        "neuron-lmi-split": _split,
+        "neuron-lmi-cache": _cache,
+        "neuron-sdk-2.16": _sdk,
+        "hf": _hugging_face,
+    }
+)

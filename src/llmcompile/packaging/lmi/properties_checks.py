@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from types import MappingProxyType
 
 from llmcompile.errors import CheckpointError
 from llmcompile.packaging import properties
@@ -311,13 +312,15 @@ def layout(seen: Seen) -> Iterator[Finding]:
         yield ok(seen.tree.name, f"{title}, as LMI {seen.version} looks for it")
 
 
-_TITLES = {
-    "ft": "FasterTransformer's files",
-    "repository": "an engine in a folder with config.pbtxt",
-    "flat": "an engine beside serving.properties",
-    "neuron": "a split Neuron checkpoint",
-    "hf": "a Hugging Face checkpoint",
-}
+_TITLES = MappingProxyType(
+    {
+        "ft": "FasterTransformer's files",
+        "repository": "an engine in a folder with config.pbtxt",
+        "flat": "an engine beside serving.properties",
+        "neuron": "a split Neuron checkpoint",
+        "hf": "a Hugging Face checkpoint",
+    }
+)
 
 
 def _serves(layout: str, name: str, engines: str | None) -> bool:

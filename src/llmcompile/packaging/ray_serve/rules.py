@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from llmcompile.packaging.ray_serve import RULES
@@ -957,26 +958,28 @@ def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-_CHECKS: Mapping[str, Callable[[_Package], Iterator[Finding]]] = {
-    "serve-yaml": _serve_yaml,
-    "import-path": _import_path,
-    "llm-configs": _llm_configs,
-    "schema": _schema,
-    "deployment": _deployment,
-    "replicas": _replicas,
-    "engine": _engine,
-    "engine-args": _engine_args,
-    "accelerator": _accelerator,
-    "model-source": _model_source,
-    "placement": _placement,
-    "architecture": _architecture,
-    "parallel": _parallel,
-    "max-model-len": _max_model_len,
-    "dtype": _dtype,
-    "load-format": _load_format,
-    "quantization": _quantization,
-    "weights": _weights,
-    "tokenizer": _tokenizer,
-    "hash": _hash,
-    "vllm-version": _vllm_version,
-}
+_CHECKS: Mapping[str, Callable[[_Package], Iterator[Finding]]] = MappingProxyType(
+    {
+        "serve-yaml": _serve_yaml,
+        "import-path": _import_path,
+        "llm-configs": _llm_configs,
+        "schema": _schema,
+        "deployment": _deployment,
+        "replicas": _replicas,
+        "engine": _engine,
+        "engine-args": _engine_args,
+        "accelerator": _accelerator,
+        "model-source": _model_source,
+        "placement": _placement,
+        "architecture": _architecture,
+        "parallel": _parallel,
+        "max-model-len": _max_model_len,
+        "dtype": _dtype,
+        "load-format": _load_format,
+        "quantization": _quantization,
+        "weights": _weights,
+        "tokenizer": _tokenizer,
+        "hash": _hash,
+        "vllm-version": _vllm_version,
+    }
+)

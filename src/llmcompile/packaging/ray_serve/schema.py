@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
@@ -22,12 +23,14 @@ from llmcompile.packaging.ray_serve.releases import DATED, STRICT, SUCCESSORS, m
 Effect = Literal["refused", "ignored", "build", "start"]
 """What Ray Serve does about a flaw: refuses the file, goes on as if the key were not there, fails when it builds the
 application, or when the engine starts."""
-EFFECTS: Mapping[Effect, str] = {
-    "refused": "Ray Serve refuses the file",
-    "ignored": "Ray Serve ignores it without a word",
-    "build": "Ray Serve accepts the file and fails when it builds the application",
-    "start": "Ray Serve accepts the file and fails when the engine starts",
-}
+EFFECTS: Mapping[Effect, str] = MappingProxyType(
+    {
+        "refused": "Ray Serve refuses the file",
+        "ignored": "Ray Serve ignores it without a word",
+        "build": "Ray Serve accepts the file and fails when it builds the application",
+        "start": "Ray Serve accepts the file and fails when the engine starts",
+    }
+)
 
 
 class _Strict(BaseModel):
@@ -286,18 +289,20 @@ class Flaw:
 
 
 _TAGS = frozenset({"text", "bucket", "int", "str", "literal['auto']"})
-_MODELS: Mapping[str, type[BaseModel]] = {
-    "": LLMConfig,
-    "model_loading_config": ModelLoadingConfig,
-    "model_loading_config.model_source": CloudMirrorConfig,
-    "lora_config": LoraConfig,
-    "deployment_config": DeploymentConfig,
-    "deployment_config.autoscaling_config": AutoscalingConfig,
-    "deployment_config.ray_actor_options": RayActorOptions,
-    "placement_group_config": PlacementGroupConfig,
-    "accelerator_config": AcceleratorConfig,
-    "callback_config": CallbackConfig,
-}
+_MODELS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {
+        "": LLMConfig,
+        "model_loading_config": ModelLoadingConfig,
+        "model_loading_config.model_source": CloudMirrorConfig,
+        "lora_config": LoraConfig,
+        "deployment_config": DeploymentConfig,
+        "deployment_config.autoscaling_config": AutoscalingConfig,
+        "deployment_config.ray_actor_options": RayActorOptions,
+        "placement_group_config": PlacementGroupConfig,
+        "accelerator_config": AcceleratorConfig,
+        "callback_config": CallbackConfig,
+    }
+)
 
 
 def flaws(config: object, release: str) -> tuple[Flaw, ...]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -30,16 +31,18 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.]*(?:-[\w.]+)*/[A-Za-z0-9][\w.]*(?:-[\w.
 _BUCKET = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^\s?#]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SIZE_IN_NAME = re.compile(r"(^|[-_.])\d+(\.\d+)?[bm]($|[-_.])", re.IGNORECASE)
-_DTYPE_BYTES = {"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2}
+_DTYPE_BYTES = MappingProxyType({"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2})
 # What the registry has for every model: ray-project/ray-llm@891ccd7:models/continuous_batching/*.yaml.
-_REQUESTS = {
-    "target_num_ongoing_requests_per_replica": 24,
-    "metrics_interval_s": 10.0,
-    "look_back_period_s": 30.0,
-    "smoothing_factor": 0.6,
-    "downscale_delay_s": 300.0,
-    "upscale_delay_s": 15.0,
-}
+_REQUESTS = MappingProxyType(
+    {
+        "target_num_ongoing_requests_per_replica": 24,
+        "metrics_interval_s": 10.0,
+        "look_back_period_s": 30.0,
+        "smoothing_factor": 0.6,
+        "downscale_delay_s": 300.0,
+        "upscale_delay_s": 15.0,
+    }
+)
 _CONCURRENT = 64
 _CPUS = 8
 _SHARE = 0.01

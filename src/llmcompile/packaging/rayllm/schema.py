@@ -15,6 +15,7 @@ import reprlib
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -233,11 +234,13 @@ class EmbeddingEngine(_EngineConfig):
     batch_wait_timeout_s: float = Field(0.1, ge=0)
 
 
-ENGINES: Mapping[str, str] = {
-    "VLLMEngine": "models",
-    "TRTLLMEngine": "trtllm_models",
-    "EmbeddingEngine": "embedding_models",
-}
+ENGINES: Mapping[str, str] = MappingProxyType(
+    {
+        "VLLMEngine": "models",
+        "TRTLLMEngine": "trtllm_models",
+        "EmbeddingEngine": "embedding_models",
+    }
+)
 """Engine -> the argument of rayllm.backend:router_application that entries of it go into."""
 
 

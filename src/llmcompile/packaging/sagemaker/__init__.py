@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmcompile.packaging.lmi import TARGET as LMI
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
 
 PORT = 8080
 """Where SageMaker asks a container. Source: awslabs/llm-hosting-container@421a60a, start scripts: --port 8080."""
-FAMILIES: Mapping[Kind, str] = {
-    "ft": "fastertransformer",
-    "trtllm-engine": "tensorrtllm",
-    "hf": "lmi",
-    "neuron-optimum": "neuronx",
-    "neuron-sdk-2.16": "neuronx",
-    "neuron-lmi-split": "neuronx",
-    "neuron-lmi-cache": "neuronx",
-}
+FAMILIES: Mapping[Kind, str] = MappingProxyType(
+    {
+        "ft": "fastertransformer",
+        "trtllm-engine": "tensorrtllm",
+        "hf": "lmi",
+        "neuron-optimum": "neuronx",
+        "neuron-sdk-2.16": "neuronx",
+        "neuron-lmi-split": "neuronx",
+        "neuron-lmi-cache": "neuronx",
+    }
+)
 """Kind -> LMI's image for it."""
 
 
@@ -99,11 +102,13 @@ def _serves() -> Mapping[Kind, tuple[str, ...]]:
 
 
 SERVES = _serves()
-_NOT_SERVED: Mapping[Kind, tuple[str, str]] = {
-    kind: LMI.refusals.get(kind, ("no image on SageMaker reads it", "llmcompile package --help lists the others"))
-    for kind in KINDS
-    if kind not in SERVES
-}
+_NOT_SERVED: Mapping[Kind, tuple[str, str]] = MappingProxyType(
+    {
+        kind: LMI.refusals.get(kind, ("no image on SageMaker reads it", "llmcompile package --help lists the others"))
+        for kind in KINDS
+        if kind not in SERVES
+    }
+)
 
 
 def detect(tree: Tree) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 
@@ -42,217 +43,232 @@ class Shape:
 
 
 _HEALTH = "ProductionVariantContainerStartupHealthCheckTimeoutInSeconds"
-SHAPES: Mapping[str, Shape] = {
-    "Boolean": Shape("boolean"),
-    "ContainerDefinition": Shape(
-        "structure",
-        members={
-            "ContainerHostname": "ContainerHostname",
-            "Image": "ContainerImage",
-            "Mode": "ContainerMode",
-            "ModelDataUrl": "Url",
-            "ModelDataSource": "ModelDataSource",
-            "Environment": "EnvironmentMap",
-        },
-        others=(
-            "ImageConfig AdditionalModelDataSources ModelPackageName InferenceSpecificationName "
-            "MultiModelConfig ContainerMetricsConfig"
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "Boolean": Shape("boolean"),
+        "ContainerDefinition": Shape(
+            "structure",
+            members={
+                "ContainerHostname": "ContainerHostname",
+                "Image": "ContainerImage",
+                "Mode": "ContainerMode",
+                "ModelDataUrl": "Url",
+                "ModelDataSource": "ModelDataSource",
+                "Environment": "EnvironmentMap",
+            },
+            others=(
+                "ImageConfig AdditionalModelDataSources ModelPackageName InferenceSpecificationName "
+                "MultiModelConfig ContainerMetricsConfig"
+            ),
         ),
-    ),
-    "ContainerDefinitionList": Shape("list", item="ContainerDefinition", most=15),
-    "ContainerHostname": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
-    "ContainerImage": Shape("string", most=255, pattern=r"[\S]+"),
-    "ContainerMode": Shape("string", choices=("SingleModel", "MultiModel")),
-    "CreateEndpointConfigInput": Shape(
-        "structure",
-        members={"EndpointConfigName": "EndpointConfigName", "ProductionVariants": "ProductionVariantList"},
-        others=(
-            "DataCaptureConfig Tags KmsKeyId AsyncInferenceConfig ExplainerConfig "
-            "ShadowProductionVariants ExecutionRoleArn VpcConfig EnableNetworkIsolation MetricsConfig "
-            "CrossRegionTrafficConfig"
+        "ContainerDefinitionList": Shape("list", item="ContainerDefinition", most=15),
+        "ContainerHostname": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
+        "ContainerImage": Shape("string", most=255, pattern=r"[\S]+"),
+        "ContainerMode": Shape("string", choices=("SingleModel", "MultiModel")),
+        "CreateEndpointConfigInput": Shape(
+            "structure",
+            members={"EndpointConfigName": "EndpointConfigName", "ProductionVariants": "ProductionVariantList"},
+            others=(
+                "DataCaptureConfig Tags KmsKeyId AsyncInferenceConfig ExplainerConfig "
+                "ShadowProductionVariants ExecutionRoleArn VpcConfig EnableNetworkIsolation MetricsConfig "
+                "CrossRegionTrafficConfig"
+            ),
+            required=("EndpointConfigName", "ProductionVariants"),
         ),
-        required=("EndpointConfigName", "ProductionVariants"),
-    ),
-    "CreateEndpointInput": Shape(
-        "structure",
-        members={"EndpointName": "EndpointName", "EndpointConfigName": "EndpointConfigName"},
-        others="DeploymentConfig Tags",
-        required=("EndpointName", "EndpointConfigName"),
-    ),
-    "CreateModelInput": Shape(
-        "structure",
-        members={
-            "ModelName": "ModelName",
-            "PrimaryContainer": "ContainerDefinition",
-            "Containers": "ContainerDefinitionList",
-            "ExecutionRoleArn": "RoleArn",
-            "EnableNetworkIsolation": "Boolean",
-        },
-        others="InferenceExecutionConfig Tags VpcConfig",
-        required=("ModelName",),
-    ),
-    "CreateOptimizationJobRequest": Shape(
-        "structure",
-        members={
-            "OptimizationJobName": "EntityName",
-            "RoleArn": "RoleArn",
-            "ModelSource": "OptimizationJobModelSource",
-            "DeploymentInstanceType": "OptimizationJobDeploymentInstanceType",
-            "MaxInstanceCount": "OptimizationJobMaxInstanceCount",
-            "OptimizationEnvironment": "OptimizationJobEnvironmentVariables",
-            "OptimizationConfigs": "OptimizationConfigs",
-            "OutputConfig": "OptimizationJobOutputConfig",
-            "StoppingCondition": "StoppingCondition",
-        },
-        others="Tags VpcConfig TrainingPlanArns",
-        required=(
-            "OptimizationJobName",
-            "RoleArn",
-            "ModelSource",
-            "DeploymentInstanceType",
-            "OptimizationConfigs",
-            "OutputConfig",
-            "StoppingCondition",
+        "CreateEndpointInput": Shape(
+            "structure",
+            members={"EndpointName": "EndpointName", "EndpointConfigName": "EndpointConfigName"},
+            others="DeploymentConfig Tags",
+            required=("EndpointName", "EndpointConfigName"),
         ),
-    ),
-    "EndpointConfigName": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
-    "EndpointName": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
-    "EntityName": Shape("string", least=1, most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
-    "EnvironmentKey": Shape("string", most=1024, pattern=r"[a-zA-Z_][a-zA-Z0-9_]*"),
-    "EnvironmentMap": Shape("map", key="EnvironmentKey", item="EnvironmentValue", most=100),
-    "EnvironmentValue": Shape("string", most=1024, pattern=r"[\S\s]*"),
-    "InitialTaskCount": Shape("integer", least=1),
-    "KmsKeyId": Shape("string", most=2048, pattern=r"[a-zA-Z0-9:/_-]*"),
-    "MaxPendingTimeInSeconds": Shape("integer", least=1800, most=2419200),
-    "MaxRuntimeInSeconds": Shape("integer", least=1),
-    "MaxWaitTimeInSeconds": Shape("integer", least=1),
-    "ModelCompilationConfig": Shape(
-        "structure",
-        members={"Image": "OptimizationContainerImage", "OverrideEnvironment": "OptimizationJobEnvironmentVariables"},
-    ),
-    "ModelCompressionType": Shape("string", choices=("None", "Gzip")),
-    "ModelDataSource": Shape("structure", members={"S3DataSource": "S3ModelDataSource"}),
-    "ModelName": Shape("string", most=63, pattern=r"[a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?"),
-    "ModelQuantizationConfig": Shape(
-        "structure",
-        members={"Image": "OptimizationContainerImage", "OverrideEnvironment": "OptimizationJobEnvironmentVariables"},
-    ),
-    "ModelShardingConfig": Shape(
-        "structure",
-        members={"Image": "OptimizationContainerImage", "OverrideEnvironment": "OptimizationJobEnvironmentVariables"},
-    ),
-    "NonEmptyString256": Shape("string", most=256, pattern=r"(?!\s*$).+"),
-    "OptimizationConfig": Shape(
-        "structure",
-        members={
-            "ModelQuantizationConfig": "ModelQuantizationConfig",
-            "ModelCompilationConfig": "ModelCompilationConfig",
-            "ModelShardingConfig": "ModelShardingConfig",
-        },
-        others="ModelSpeculativeDecodingConfig",
-    ),
-    "OptimizationConfigs": Shape("list", item="OptimizationConfig", most=10),
-    "OptimizationContainerImage": Shape("string", most=255, pattern=r"[\S]+"),
-    "OptimizationJobDeploymentInstanceType": Shape("string", pattern=r"ml\.[a-z0-9\-]+\.[a-z0-9]+"),
-    "OptimizationJobEnvironmentVariables": Shape("map", key="NonEmptyString256", item="String256", most=25),
-    "OptimizationJobMaxInstanceCount": Shape("integer", least=1),
-    "OptimizationJobModelSource": Shape(
-        "structure", members={"S3": "OptimizationJobModelSourceS3", "SageMakerModel": "OptimizationSageMakerModel"}
-    ),
-    "OptimizationJobModelSourceS3": Shape(
-        "structure", members={"S3Uri": "S3Uri", "ModelAccessConfig": "OptimizationModelAccessConfig"}
-    ),
-    "OptimizationJobOutputConfig": Shape(
-        "structure",
-        members={"KmsKeyId": "KmsKeyId", "S3OutputLocation": "S3Uri"},
-        others="SageMakerModel",
-        required=("S3OutputLocation",),
-    ),
-    "OptimizationModelAcceptEula": Shape("boolean"),
-    "OptimizationModelAccessConfig": Shape(
-        "structure", members={"AcceptEula": "OptimizationModelAcceptEula"}, required=("AcceptEula",)
-    ),
-    "OptimizationSageMakerModel": Shape("structure", members={"ModelName": "ModelName"}),
-    "ProductionVariant": Shape(
-        "structure",
-        members={
-            "VariantName": "VariantName",
-            "ModelName": "ModelName",
-            "InitialInstanceCount": "InitialTaskCount",
-            "InstanceType": "ProductionVariantInstanceType",
-            "InitialVariantWeight": "VariantWeight",
-            "VolumeSizeInGB": "ProductionVariantVolumeSizeInGB",
-            "ModelDataDownloadTimeoutInSeconds": "ProductionVariantModelDataDownloadTimeoutInSeconds",
-            "ContainerStartupHealthCheckTimeoutInSeconds": _HEALTH,
-            "EnableSSMAccess": "ProductionVariantSSMAccess",
-            "InferenceAmiVersion": "ProductionVariantInferenceAmiVersion",
-        },
-        others=(
-            "InstancePools VariantInstanceProvisionTimeoutInSeconds AcceleratorType CoreDumpConfig "
-            "ServerlessConfig ManagedInstanceScaling RoutingConfig CapacityReservationConfig "
-            "AcceleratorPartitionLayouts"
+        "CreateModelInput": Shape(
+            "structure",
+            members={
+                "ModelName": "ModelName",
+                "PrimaryContainer": "ContainerDefinition",
+                "Containers": "ContainerDefinitionList",
+                "ExecutionRoleArn": "RoleArn",
+                "EnableNetworkIsolation": "Boolean",
+            },
+            others="InferenceExecutionConfig Tags VpcConfig",
+            required=("ModelName",),
         ),
-        required=("VariantName",),
-    ),
-    _HEALTH: Shape("integer", least=60, most=3600),
-    "ProductionVariantInferenceAmiVersion": Shape(
-        "string",
-        choices=(
-            "al2-ami-sagemaker-inference-gpu-2",
-            "al2-ami-sagemaker-inference-gpu-2-1",
-            "al2-ami-sagemaker-inference-gpu-3-1",
-            "al2-ami-sagemaker-inference-neuron-2",
-            "al2023-ami-sagemaker-inference-gpu-4-1",
+        "CreateOptimizationJobRequest": Shape(
+            "structure",
+            members={
+                "OptimizationJobName": "EntityName",
+                "RoleArn": "RoleArn",
+                "ModelSource": "OptimizationJobModelSource",
+                "DeploymentInstanceType": "OptimizationJobDeploymentInstanceType",
+                "MaxInstanceCount": "OptimizationJobMaxInstanceCount",
+                "OptimizationEnvironment": "OptimizationJobEnvironmentVariables",
+                "OptimizationConfigs": "OptimizationConfigs",
+                "OutputConfig": "OptimizationJobOutputConfig",
+                "StoppingCondition": "StoppingCondition",
+            },
+            others="Tags VpcConfig TrainingPlanArns",
+            required=(
+                "OptimizationJobName",
+                "RoleArn",
+                "ModelSource",
+                "DeploymentInstanceType",
+                "OptimizationConfigs",
+                "OutputConfig",
+                "StoppingCondition",
+            ),
         ),
-    ),
-    "ProductionVariantInstanceType": Shape("string", pattern=r"ml\.[a-z0-9\-]+\.[a-z0-9]+"),
-    "ProductionVariantList": Shape("list", item="ProductionVariant", least=1, most=10),
-    "ProductionVariantModelDataDownloadTimeoutInSeconds": Shape("integer", least=60, most=3600),
-    "ProductionVariantSSMAccess": Shape("boolean"),
-    "ProductionVariantVolumeSizeInGB": Shape("integer", least=1, most=512),
-    "RoleArn": Shape(
-        "string", least=20, most=2048, pattern=r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+"
-    ),
-    "S3ModelDataSource": Shape(
-        "structure",
-        members={"S3Uri": "S3ModelUri", "S3DataType": "S3ModelDataType", "CompressionType": "ModelCompressionType"},
-        others="ModelAccessConfig HubAccessConfig ManifestS3Uri ETag ManifestEtag",
-        required=("S3Uri", "S3DataType", "CompressionType"),
-    ),
-    "S3ModelDataType": Shape("string", choices=("S3Prefix", "S3Object")),
-    "S3ModelUri": Shape("string", most=1024, pattern=r"(https|s3)://([^/]+)/?(.*)"),
-    "S3Uri": Shape("string", most=1024, pattern=r"(https|s3)://([^/]+)/?(.*)"),
-    "StoppingCondition": Shape(
-        "structure",
-        members={
-            "MaxRuntimeInSeconds": "MaxRuntimeInSeconds",
-            "MaxWaitTimeInSeconds": "MaxWaitTimeInSeconds",
-            "MaxPendingTimeInSeconds": "MaxPendingTimeInSeconds",
-        },
-    ),
-    "String256": Shape("string", most=256),
-    "Url": Shape("string", most=1024, pattern=r"(https|s3)://([^/]+)/?(.*)"),
-    "VariantName": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
-    "VariantWeight": Shape("float"),
-}
-REQUESTS: Mapping[str, str] = {
-    "create_model.json": "CreateModelInput",
-    "create_endpoint_config.json": "CreateEndpointConfigInput",
-    "create_endpoint.json": "CreateEndpointInput",
-    "create_optimization_job.json": "CreateOptimizationJobRequest",
-}
+        "EndpointConfigName": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
+        "EndpointName": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
+        "EntityName": Shape("string", least=1, most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
+        "EnvironmentKey": Shape("string", most=1024, pattern=r"[a-zA-Z_][a-zA-Z0-9_]*"),
+        "EnvironmentMap": Shape("map", key="EnvironmentKey", item="EnvironmentValue", most=100),
+        "EnvironmentValue": Shape("string", most=1024, pattern=r"[\S\s]*"),
+        "InitialTaskCount": Shape("integer", least=1),
+        "KmsKeyId": Shape("string", most=2048, pattern=r"[a-zA-Z0-9:/_-]*"),
+        "MaxPendingTimeInSeconds": Shape("integer", least=1800, most=2419200),
+        "MaxRuntimeInSeconds": Shape("integer", least=1),
+        "MaxWaitTimeInSeconds": Shape("integer", least=1),
+        "ModelCompilationConfig": Shape(
+            "structure",
+            members={
+                "Image": "OptimizationContainerImage",
+                "OverrideEnvironment": "OptimizationJobEnvironmentVariables",
+            },
+        ),
+        "ModelCompressionType": Shape("string", choices=("None", "Gzip")),
+        "ModelDataSource": Shape("structure", members={"S3DataSource": "S3ModelDataSource"}),
+        "ModelName": Shape("string", most=63, pattern=r"[a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?"),
+        "ModelQuantizationConfig": Shape(
+            "structure",
+            members={
+                "Image": "OptimizationContainerImage",
+                "OverrideEnvironment": "OptimizationJobEnvironmentVariables",
+            },
+        ),
+        "ModelShardingConfig": Shape(
+            "structure",
+            members={
+                "Image": "OptimizationContainerImage",
+                "OverrideEnvironment": "OptimizationJobEnvironmentVariables",
+            },
+        ),
+        "NonEmptyString256": Shape("string", most=256, pattern=r"(?!\s*$).+"),
+        "OptimizationConfig": Shape(
+            "structure",
+            members={
+                "ModelQuantizationConfig": "ModelQuantizationConfig",
+                "ModelCompilationConfig": "ModelCompilationConfig",
+                "ModelShardingConfig": "ModelShardingConfig",
+            },
+            others="ModelSpeculativeDecodingConfig",
+        ),
+        "OptimizationConfigs": Shape("list", item="OptimizationConfig", most=10),
+        "OptimizationContainerImage": Shape("string", most=255, pattern=r"[\S]+"),
+        "OptimizationJobDeploymentInstanceType": Shape("string", pattern=r"ml\.[a-z0-9\-]+\.[a-z0-9]+"),
+        "OptimizationJobEnvironmentVariables": Shape("map", key="NonEmptyString256", item="String256", most=25),
+        "OptimizationJobMaxInstanceCount": Shape("integer", least=1),
+        "OptimizationJobModelSource": Shape(
+            "structure", members={"S3": "OptimizationJobModelSourceS3", "SageMakerModel": "OptimizationSageMakerModel"}
+        ),
+        "OptimizationJobModelSourceS3": Shape(
+            "structure", members={"S3Uri": "S3Uri", "ModelAccessConfig": "OptimizationModelAccessConfig"}
+        ),
+        "OptimizationJobOutputConfig": Shape(
+            "structure",
+            members={"KmsKeyId": "KmsKeyId", "S3OutputLocation": "S3Uri"},
+            others="SageMakerModel",
+            required=("S3OutputLocation",),
+        ),
+        "OptimizationModelAcceptEula": Shape("boolean"),
+        "OptimizationModelAccessConfig": Shape(
+            "structure", members={"AcceptEula": "OptimizationModelAcceptEula"}, required=("AcceptEula",)
+        ),
+        "OptimizationSageMakerModel": Shape("structure", members={"ModelName": "ModelName"}),
+        "ProductionVariant": Shape(
+            "structure",
+            members={
+                "VariantName": "VariantName",
+                "ModelName": "ModelName",
+                "InitialInstanceCount": "InitialTaskCount",
+                "InstanceType": "ProductionVariantInstanceType",
+                "InitialVariantWeight": "VariantWeight",
+                "VolumeSizeInGB": "ProductionVariantVolumeSizeInGB",
+                "ModelDataDownloadTimeoutInSeconds": "ProductionVariantModelDataDownloadTimeoutInSeconds",
+                "ContainerStartupHealthCheckTimeoutInSeconds": _HEALTH,
+                "EnableSSMAccess": "ProductionVariantSSMAccess",
+                "InferenceAmiVersion": "ProductionVariantInferenceAmiVersion",
+            },
+            others=(
+                "InstancePools VariantInstanceProvisionTimeoutInSeconds AcceleratorType CoreDumpConfig "
+                "ServerlessConfig ManagedInstanceScaling RoutingConfig CapacityReservationConfig "
+                "AcceleratorPartitionLayouts"
+            ),
+            required=("VariantName",),
+        ),
+        _HEALTH: Shape("integer", least=60, most=3600),
+        "ProductionVariantInferenceAmiVersion": Shape(
+            "string",
+            choices=(
+                "al2-ami-sagemaker-inference-gpu-2",
+                "al2-ami-sagemaker-inference-gpu-2-1",
+                "al2-ami-sagemaker-inference-gpu-3-1",
+                "al2-ami-sagemaker-inference-neuron-2",
+                "al2023-ami-sagemaker-inference-gpu-4-1",
+            ),
+        ),
+        "ProductionVariantInstanceType": Shape("string", pattern=r"ml\.[a-z0-9\-]+\.[a-z0-9]+"),
+        "ProductionVariantList": Shape("list", item="ProductionVariant", least=1, most=10),
+        "ProductionVariantModelDataDownloadTimeoutInSeconds": Shape("integer", least=60, most=3600),
+        "ProductionVariantSSMAccess": Shape("boolean"),
+        "ProductionVariantVolumeSizeInGB": Shape("integer", least=1, most=512),
+        "RoleArn": Shape(
+            "string", least=20, most=2048, pattern=r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+"
+        ),
+        "S3ModelDataSource": Shape(
+            "structure",
+            members={"S3Uri": "S3ModelUri", "S3DataType": "S3ModelDataType", "CompressionType": "ModelCompressionType"},
+            others="ModelAccessConfig HubAccessConfig ManifestS3Uri ETag ManifestEtag",
+            required=("S3Uri", "S3DataType", "CompressionType"),
+        ),
+        "S3ModelDataType": Shape("string", choices=("S3Prefix", "S3Object")),
+        "S3ModelUri": Shape("string", most=1024, pattern=r"(https|s3)://([^/]+)/?(.*)"),
+        "S3Uri": Shape("string", most=1024, pattern=r"(https|s3)://([^/]+)/?(.*)"),
+        "StoppingCondition": Shape(
+            "structure",
+            members={
+                "MaxRuntimeInSeconds": "MaxRuntimeInSeconds",
+                "MaxWaitTimeInSeconds": "MaxWaitTimeInSeconds",
+                "MaxPendingTimeInSeconds": "MaxPendingTimeInSeconds",
+            },
+        ),
+        "String256": Shape("string", most=256),
+        "Url": Shape("string", most=1024, pattern=r"(https|s3)://([^/]+)/?(.*)"),
+        "VariantName": Shape("string", most=63, pattern=r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
+        "VariantWeight": Shape("float"),
+    }
+)
+REQUESTS: Mapping[str, str] = MappingProxyType(
+    {
+        "create_model.json": "CreateModelInput",
+        "create_endpoint_config.json": "CreateEndpointConfigInput",
+        "create_endpoint.json": "CreateEndpointInput",
+        "create_optimization_job.json": "CreateOptimizationJobRequest",
+    }
+)
 """File of a package -> shape of the request in it."""
 ENVIRONMENT_BYTES = 32 << 10
 """Names and values of a container's environment together."""
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "structure": (dict,),
-    "map": (dict,),
-    "list": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "float": (int, float),
-    "boolean": (bool,),
-}
+_TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "structure": (dict,),
+        "map": (dict,),
+        "list": (list,),
+        "string": (str,),
+        "integer": (int,),
+        "float": (int, float),
+        "boolean": (bool,),
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -36,31 +37,33 @@ def _gpus(family: str, capability: str, sizes: Mapping[str, int]) -> tuple[Insta
 
 _ONE = dict.fromkeys(("xlarge", "2xlarge", "4xlarge", "8xlarge", "16xlarge"), 1)
 _G = _ONE | {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8}
-INSTANCES: Mapping[str, Instance] = {
-    made.name: made
-    for made in (
-        Instance("ml.inf2.xlarge", "inf2", 2, disk=True),
-        Instance("ml.inf2.8xlarge", "inf2", 2, disk=True),
-        Instance("ml.inf2.24xlarge", "inf2", 12, disk=True),
-        Instance("ml.inf2.48xlarge", "inf2", 24, disk=True),
-        Instance("ml.trn1.2xlarge", "trn1", 2),
-        Instance("ml.trn1.32xlarge", "trn1", 32),
-        Instance("ml.trn1n.32xlarge", "trn1n", 32),
-        Instance("ml.trn2.48xlarge", "trn2", 64),
-        *_gpus("g5", "8.6", _G),
-        *_gpus("g6", "8.9", _G),
-        *_gpus("g6e", "8.9", _G),
-        *_gpus("g4dn", "7.5", _ONE | {"12xlarge": 4}),
-        *_gpus("p3", "7.0", {"2xlarge": 1, "8xlarge": 4, "16xlarge": 8}),
-        *_gpus("p4d", "8.0", {"24xlarge": 8}),
-        *_gpus("p4de", "8.0", {"24xlarge": 8}),
-        *_gpus("p5", "9.0", {"4xlarge": 1, "48xlarge": 8}),
-        *_gpus("p5e", "9.0", {"48xlarge": 8}),
-        *_gpus("p5en", "9.0", {"48xlarge": 8}),
-        *_gpus("p6-b200", "10.0", {"48xlarge": 8}),
-        *_gpus("p6-b300", "10.3", {"48xlarge": 8}),
-    )
-}
+INSTANCES: Mapping[str, Instance] = MappingProxyType(
+    {
+        made.name: made
+        for made in (
+            Instance("ml.inf2.xlarge", "inf2", 2, disk=True),
+            Instance("ml.inf2.8xlarge", "inf2", 2, disk=True),
+            Instance("ml.inf2.24xlarge", "inf2", 12, disk=True),
+            Instance("ml.inf2.48xlarge", "inf2", 24, disk=True),
+            Instance("ml.trn1.2xlarge", "trn1", 2),
+            Instance("ml.trn1.32xlarge", "trn1", 32),
+            Instance("ml.trn1n.32xlarge", "trn1n", 32),
+            Instance("ml.trn2.48xlarge", "trn2", 64),
+            *_gpus("g5", "8.6", _G),
+            *_gpus("g6", "8.9", _G),
+            *_gpus("g6e", "8.9", _G),
+            *_gpus("g4dn", "7.5", _ONE | {"12xlarge": 4}),
+            *_gpus("p3", "7.0", {"2xlarge": 1, "8xlarge": 4, "16xlarge": 8}),
+            *_gpus("p4d", "8.0", {"24xlarge": 8}),
+            *_gpus("p4de", "8.0", {"24xlarge": 8}),
+            *_gpus("p5", "9.0", {"4xlarge": 1, "48xlarge": 8}),
+            *_gpus("p5e", "9.0", {"48xlarge": 8}),
+            *_gpus("p5en", "9.0", {"48xlarge": 8}),
+            *_gpus("p6-b200", "10.0", {"48xlarge": 8}),
+            *_gpus("p6-b300", "10.3", {"48xlarge": 8}),
+        )
+    }
+)
 SAME_CODE = ("inf2", "trn1", "trn1n")
 """Families that run one another's graphs.
 
@@ -138,45 +141,47 @@ VLLM_REGIONS = (
     "us-west-2",
 )
 """Where the SDK lists optimum-neuron's vLLM image. Source: huggingface-vllm-neuronx.json there."""
-LMI_TAGS: Mapping[str, Mapping[str, str]] = {
-    "lmi": {
-        "0.36": "0.36.0-lmi27.0.0-cu130",
-        "0.35": "0.35.0-lmi17.0.0-cu128",
-        "0.34": "0.34.0-lmi16.0.0-cu128",
-        "0.33": "0.33.0-lmi15.0.0-cu128",
-        "0.32": "0.32.0-lmi14.0.0-cu126",
-        "0.31": "0.31.0-lmi13.0.0-cu124",
-        "0.30": "0.30.0-lmi12.0.0-cu124",
-        "0.29": "0.29.0-lmi11.0.0-cu124",
-        "0.28": "0.28.0-lmi10.0.0-cu124",
-    },
-    "tensorrtllm": {
-        "0.33": "0.33.0-tensorrtllm0.21.0-cu128",
-        "0.32": "0.32.0-tensorrtllm0.12.0-cu125",
-        "0.30": "0.30.0-tensorrtllm0.12.0-cu125",
-        "0.29": "0.29.0-tensorrtllm0.11.0-cu124",
-        "0.28": "0.28.0-tensorrtllm0.9.0-cu122",
-        "0.27": "0.27.0-tensorrtllm0.8.0-cu122",
-        "0.26": "0.26.0-tensorrtllm0.7.1-cu122",
-        "0.25": "0.25.0-tensorrtllm0.5.0-cu122",
-    },
-    "neuronx": {
-        "0.29": "0.29.0-neuronx-sdk2.19.1",
-        "0.28": "0.28.0-neuronx-sdk2.18.2",
-        "0.27": "0.27.0-neuronx-sdk2.18.1",
-        "0.26": "0.26.0-neuronx-sdk2.16.0",
-        "0.25": "0.25.0-neuronx-sdk2.15.0",
-        "0.24": "0.24.0-neuronx-sdk2.14.1",
-        "0.23": "0.23.0-neuronx-sdk2.12.0",
-        "0.22": "0.22.1-neuronx-sdk2.10.0",
-    },
-    "fastertransformer": {
-        "0.24": "0.24.0-fastertransformer5.3.0-cu118",
-        "0.23": "0.23.0-fastertransformer5.3.0-cu118",
-        "0.22": "0.22.1-fastertransformer5.3.0-cu118",
-        "0.21": "0.21.0-fastertransformer5.3.0-cu117",
-    },
-}
+LMI_TAGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "lmi": {
+            "0.36": "0.36.0-lmi27.0.0-cu130",
+            "0.35": "0.35.0-lmi17.0.0-cu128",
+            "0.34": "0.34.0-lmi16.0.0-cu128",
+            "0.33": "0.33.0-lmi15.0.0-cu128",
+            "0.32": "0.32.0-lmi14.0.0-cu126",
+            "0.31": "0.31.0-lmi13.0.0-cu124",
+            "0.30": "0.30.0-lmi12.0.0-cu124",
+            "0.29": "0.29.0-lmi11.0.0-cu124",
+            "0.28": "0.28.0-lmi10.0.0-cu124",
+        },
+        "tensorrtllm": {
+            "0.33": "0.33.0-tensorrtllm0.21.0-cu128",
+            "0.32": "0.32.0-tensorrtllm0.12.0-cu125",
+            "0.30": "0.30.0-tensorrtllm0.12.0-cu125",
+            "0.29": "0.29.0-tensorrtllm0.11.0-cu124",
+            "0.28": "0.28.0-tensorrtllm0.9.0-cu122",
+            "0.27": "0.27.0-tensorrtllm0.8.0-cu122",
+            "0.26": "0.26.0-tensorrtllm0.7.1-cu122",
+            "0.25": "0.25.0-tensorrtllm0.5.0-cu122",
+        },
+        "neuronx": {
+            "0.29": "0.29.0-neuronx-sdk2.19.1",
+            "0.28": "0.28.0-neuronx-sdk2.18.2",
+            "0.27": "0.27.0-neuronx-sdk2.18.1",
+            "0.26": "0.26.0-neuronx-sdk2.16.0",
+            "0.25": "0.25.0-neuronx-sdk2.15.0",
+            "0.24": "0.24.0-neuronx-sdk2.14.1",
+            "0.23": "0.23.0-neuronx-sdk2.12.0",
+            "0.22": "0.22.1-neuronx-sdk2.10.0",
+        },
+        "fastertransformer": {
+            "0.24": "0.24.0-fastertransformer5.3.0-cu118",
+            "0.23": "0.23.0-fastertransformer5.3.0-cu118",
+            "0.22": "0.22.1-fastertransformer5.3.0-cu118",
+            "0.21": "0.21.0-fastertransformer5.3.0-cu117",
+        },
+    }
+)
 """Kind of LMI's image -> its release -> tag in the repository djl-inference, as far as the SDK lists it."""
 
 

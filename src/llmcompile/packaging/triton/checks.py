@@ -7,6 +7,7 @@ ensemble_utils.cc; of each backend's demands, what the module that writes its co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmcompile.errors import LlmCompileError
@@ -40,27 +41,33 @@ _BATCHING = ("inflight_fused_batching", "inflight_batching")
 _STATIC = ("V1", "v1")
 _GUIDED = ("guided_decoding_backend", "tokenizer_dir", "xgrammar_tokenizer_info_path")
 _LOGITS = ("context_logits", "generation_logits")
-_LOGITS_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
-_ENGINE_TENSORS: Mapping[str, Mapping[str, str]] = {
-    "input": {"input_ids": "TYPE_INT32", "input_lengths": "TYPE_INT32", "request_output_len": "TYPE_INT32"},
-    "output": {"output_ids": "TYPE_INT32", "sequence_length": "TYPE_INT32"},
-}
-_DECODER_TENSORS: Mapping[str, Mapping[str, str]] = {
-    "input": {"input_ids": "TYPE_UINT32", "input_lengths": "TYPE_UINT32", "request_output_len": "TYPE_UINT32"},
-    "output": {"output_ids": "TYPE_UINT32", "sequence_length": "TYPE_UINT32"},
-}
-_FT_TENSORS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
-    "GPT": _DECODER_TENSORS,
-    "GPT-J": _DECODER_TENSORS,
-    "GPT-NeoX": _DECODER_TENSORS,
-    "Llama": _DECODER_TENSORS,
-    "T5": {
-        "input": {"input_ids": "TYPE_UINT32", "sequence_length": "TYPE_UINT32", "max_output_len": "TYPE_UINT32"},
+_LOGITS_TYPES = MappingProxyType({"float32": "TYPE_FP32", "float16": "TYPE_FP16"})
+_ENGINE_TENSORS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "input": {"input_ids": "TYPE_INT32", "input_lengths": "TYPE_INT32", "request_output_len": "TYPE_INT32"},
         "output": {"output_ids": "TYPE_INT32", "sequence_length": "TYPE_INT32"},
-    },
-    "T5-Encoder": {"input": {"input_ids": "TYPE_UINT32", "sequence_length": "TYPE_UINT32"}, "output": {}},
-    "bert": {"input": {"sequence_lengths": "TYPE_INT32"}, "output": {}},
-}
+    }
+)
+_DECODER_TENSORS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "input": {"input_ids": "TYPE_UINT32", "input_lengths": "TYPE_UINT32", "request_output_len": "TYPE_UINT32"},
+        "output": {"output_ids": "TYPE_UINT32", "sequence_length": "TYPE_UINT32"},
+    }
+)
+_FT_TENSORS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "GPT": _DECODER_TENSORS,
+        "GPT-J": _DECODER_TENSORS,
+        "GPT-NeoX": _DECODER_TENSORS,
+        "Llama": _DECODER_TENSORS,
+        "T5": {
+            "input": {"input_ids": "TYPE_UINT32", "sequence_length": "TYPE_UINT32", "max_output_len": "TYPE_UINT32"},
+            "output": {"output_ids": "TYPE_INT32", "sequence_length": "TYPE_INT32"},
+        },
+        "T5-Encoder": {"input": {"input_ids": "TYPE_UINT32", "sequence_length": "TYPE_UINT32"}, "output": {}},
+        "bert": {"input": {"sequence_lengths": "TYPE_INT32"}, "output": {}},
+    }
+)
 _LLAMA = "Llama"
 _FLAGS = ("enable_kv_cache_reuse", "exclude_input_in_output", "enable_chunked_context", "normalize_log_probs")
 _TRUE, _FALSE = ("True", "true", "TRUE", "1"), ("False", "false", "FALSE", "0")
@@ -801,29 +808,31 @@ def _llmapi(repository: Repository, name: str, message: Message) -> Iterator[Sai
             yield _failed(f"{subject}: model", lacking, "every file of the weights", "copy them there")
 
 
-_CHECKS: Mapping[str, Callable[[Repository], Iterator[Said]]] = {
-    "config": _config,
-    "placeholder": _placeholder,
-    "name": _name,
-    "version-folder": _version_folder,
-    "instance-group": _instance_group,
-    "backend": _backend,
-    "gpt-model-type": _gpt_model_type,
-    "engine-path": _engine_path,
-    "mount-path": _mount_path,
-    "rank-files": _rank_files,
-    "batch": _batch,
-    "beam": _beam,
-    "logits": _logits,
-    "tensors": _tensors,
-    "keys": _keys,
-    "parameters": _parameters,
-    "decoupled": _decoupled,
-    "gpus": _gpus,
-    "ensemble": _ensemble,
-    "model-py": _model_py,
-    "tokenizer": _tokenizer,
-    "runtime": _runtime,
-    "fastertransformer": _fastertransformer,
-    "model-yaml": _model_yaml,
-}
+_CHECKS: Mapping[str, Callable[[Repository], Iterator[Said]]] = MappingProxyType(
+    {
+        "config": _config,
+        "placeholder": _placeholder,
+        "name": _name,
+        "version-folder": _version_folder,
+        "instance-group": _instance_group,
+        "backend": _backend,
+        "gpt-model-type": _gpt_model_type,
+        "engine-path": _engine_path,
+        "mount-path": _mount_path,
+        "rank-files": _rank_files,
+        "batch": _batch,
+        "beam": _beam,
+        "logits": _logits,
+        "tensors": _tensors,
+        "keys": _keys,
+        "parameters": _parameters,
+        "decoupled": _decoupled,
+        "gpus": _gpus,
+        "ensemble": _ensemble,
+        "model-py": _model_py,
+        "tokenizer": _tokenizer,
+        "runtime": _runtime,
+        "fastertransformer": _fastertransformer,
+        "model-yaml": _model_yaml,
+    }
+)

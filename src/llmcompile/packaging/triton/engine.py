@@ -7,6 +7,7 @@ model_instance_state.cc, which parameters are read and which must be there; the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from llmcompile.packaging.triton.generations import has
@@ -14,7 +15,7 @@ from llmcompile.packaging.triton.pbtxt import Message
 from llmcompile.packaging.triton.tensors import Tensor, inputs, outputs
 
 NAME = "tensorrt_llm"
-LOGITS: Mapping[str, str] = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16"}
+LOGITS: Mapping[str, str] = MappingProxyType({"fp32": "TYPE_FP32", "fp16": "TYPE_FP16"})
 """Type of the engine's logits -> the only types that the backend can return."""
 _LOGITS_TENSORS = ("context_logits", "generation_logits", "draft_logits")
 _GUIDED = ("guided_decoding_backend", "tokenizer_dir", "xgrammar_tokenizer_info_path")

@@ -119,7 +119,7 @@ _TENSORS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 _COMPUTED = ("input_hidden_state", "output_hidden_state", "output_attentions")
 """These have the type that the model computes in."""
-_TYPES = {"fp16": "TYPE_FP16", "fp32": "TYPE_FP32", "bf16": "TYPE_BF16"}
+_TYPES = MappingProxyType({"fp16": "TYPE_FP16", "fp32": "TYPE_FP32", "bf16": "TYPE_BF16"})
 _INT8 = ("GPT", "bert", "Llama")
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
@@ -21,31 +22,35 @@ if TYPE_CHECKING:
 
 _ENGINE: tuple[Kind, ...] = ("trtllm-engine",)
 _CHECKPOINT: tuple[Kind, ...] = ("hf",)
-_APPLIES: Mapping[str, tuple[Kind, ...]] = {
-    "ensemble": _ENGINE,
-    "bls": _ENGINE,
-    "model_py": (*_ENGINE, *_CHECKPOINT),
-    "max_batch_size": (*_ENGINE, *_CHECKPOINT, "ft"),
-    "max_beam_width": _ENGINE,
-    "kv_cache_free_gpu_mem_fraction": (*_ENGINE, *_CHECKPOINT),
-    "enable_kv_cache_reuse": _ENGINE,
-    "batch_scheduler_policy": _ENGINE,
-    "exclude_input_in_output": _ENGINE,
-    "max_queue_delay_microseconds": _ENGINE,
-    "max_queue_size": _ENGINE,
-    "gpu_ids": (*_ENGINE, *_CHECKPOINT),
-    "tensor_parallel": _CHECKPOINT,
-    "pipeline_parallel": _CHECKPOINT,
-}
+_APPLIES: Mapping[str, tuple[Kind, ...]] = MappingProxyType(
+    {
+        "ensemble": _ENGINE,
+        "bls": _ENGINE,
+        "model_py": (*_ENGINE, *_CHECKPOINT),
+        "max_batch_size": (*_ENGINE, *_CHECKPOINT, "ft"),
+        "max_beam_width": _ENGINE,
+        "kv_cache_free_gpu_mem_fraction": (*_ENGINE, *_CHECKPOINT),
+        "enable_kv_cache_reuse": _ENGINE,
+        "batch_scheduler_policy": _ENGINE,
+        "exclude_input_in_output": _ENGINE,
+        "max_queue_delay_microseconds": _ENGINE,
+        "max_queue_size": _ENGINE,
+        "gpu_ids": (*_ENGINE, *_CHECKPOINT),
+        "tensor_parallel": _CHECKPOINT,
+        "pipeline_parallel": _CHECKPOINT,
+    }
+)
 """Option -> the kinds it says something of, for those that do not fit every kind."""
 _GPUS = re.compile(r"[0-9]+(,[0-9]+)*(;[0-9]+(,[0-9]+)*)*")
 _VERSION = "1"
 _TOKENIZER = f"{ensemble.BEFORE}/{_VERSION}/tokenizer"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_SOURCES = {
-    "inflight_batcher_llm": ("", "inflight_batcher_llm", "all_models/inflight_batcher_llm"),
-    "llmapi": ("", "llmapi", "all_models/llmapi"),
-}
+_SOURCES = MappingProxyType(
+    {
+        "inflight_batcher_llm": ("", "inflight_batcher_llm", "all_models/inflight_batcher_llm"),
+        "llmapi": ("", "llmapi", "all_models/llmapi"),
+    }
+)
 """Folder of all_models/ -> where it may be below what --model-py names, before triton_backend/ is tried."""
 _MAX_PY_BYTES = 4 << 20
 
