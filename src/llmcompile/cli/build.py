@@ -486,77 +486,12 @@ def trtllm(
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = TrtllmOptions.quantization,
-    kv_cache: Annotated[
-        str | None,
-        typer.Option(
-            "--kv-cache",
-            "--kv_cache",
-            "--kv-cache-dtype",
-            "--kv_cache_dtype",
-            envvar="LLMCOMPILE_KV_CACHE",
-            metavar="WORD",
-            help="fp8 or int8 (calibrated) for a KV cache of 8 bits; that of --dtype by default.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = TrtllmOptions.kv_cache,
-    calib_dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--calib-dataset",
-            "--calib_dataset",
-            envvar="LLMCOMPILE_CALIB_DATASET",
-            metavar="FILE|HUB_ID",
-            help="Text that a calibrated recipe measures activations on: .jsonl or .parquet with text or input_ids in "
-            "each record, or .txt; or a dataset of the hub, ORG/NAME[@REVISION][:FILE]; a short built-in text by "
-            "default.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = TrtllmOptions.calib_dataset,
-    calib_column: Annotated[
-        str,
-        typer.Option(
-            "--calib-column",
-            "--calib_column",
-            envvar="LLMCOMPILE_CALIB_COLUMN",
-            metavar="NAME",
-            help="Key or column of each record's text.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = TrtllmOptions.calib_column,
-    calib_size: Annotated[
-        int,
-        typer.Option(
-            "--calib-size",
-            "--calib_size",
-            envvar="LLMCOMPILE_CALIB_SIZE",
-            min=1,
-            help="Samples of it, at most.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = TrtllmOptions.calib_size,
-    calib_seq_len: Annotated[
-        int,
-        typer.Option(
-            "--calib-seq-len",
-            "--calib_seq_len",
-            "--calib-max-seq-length",
-            "--calib_max_seq_length",
-            envvar="LLMCOMPILE_CALIB_SEQ_LEN",
-            min=2,
-            help="Tokens of a sample.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = TrtllmOptions.calib_seq_len,
-    calibrator: Annotated[
-        str,
-        typer.Option(
-            "--calibrator",
-            envvar="LLMCOMPILE_CALIBRATOR",
-            metavar="WORD",
-            help="llmcompile, or modelopt: measure with nvidia-modelopt (extra trtllm), layer by layer as well.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = TrtllmOptions.calibrator,
+    kv_cache: params.KvCacheOpt = TrtllmOptions.kv_cache,
+    calib_dataset: params.CalibDatasetOpt = TrtllmOptions.calib_dataset,
+    calib_column: params.CalibColumnOpt = TrtllmOptions.calib_column,
+    calib_size: params.CalibSizeOpt = TrtllmOptions.calib_size,
+    calib_seq_len: params.CalibSeqLenOpt = TrtllmOptions.calib_seq_len,
+    calibrator: params.CalibratorOpt = TrtllmOptions.calibrator,
     wo_layout: Annotated[
         str,
         typer.Option(
@@ -679,17 +614,7 @@ def trtllm(
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = False,
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target",
-            envvar="LLMCOMPILE_TARGET",
-            metavar="WORD",
-            help="engine; or llmapi: a Hugging Face folder, quantized or not, for the LLM API, which is what 1.3 and "
-            "later serve instead of engines.",
-            rich_help_panel=params.BUILD,
-        ),
-    ] = TrtllmOptions.target,
+    target: params.TargetOpt = TrtllmOptions.target,
     shard_size: Annotated[
         int,
         typer.Option(
@@ -815,17 +740,7 @@ def trtllm(
         ),
     ] = TrtllmOptions.output_timing_cache,
     validate: params.ValidateOpt = BuildOptions.validate,
-    eval_text: Annotated[
-        Path | None,
-        typer.Option(
-            "--eval-text",
-            "--eval_text",
-            envvar="LLMCOMPILE_EVAL_TEXT",
-            metavar="FILE",
-            help="Text for perplexity and top-1 agreement; a built-in sample by default.",
-            rich_help_panel=params.CHECKS,
-        ),
-    ] = TrtllmOptions.eval_text,
+    eval_text: params.EvalTextOpt = TrtllmOptions.eval_text,
     atol: params.AtolOpt = BuildOptions.atol,
     rtol: params.RtolOpt = BuildOptions.rtol,
     allow_overflow: params.AllowOverflowOpt = BuildOptions.allow_overflow,

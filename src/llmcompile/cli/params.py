@@ -211,3 +211,96 @@ LogFormatOpt = Annotated[
         rich_help_panel=MESSAGES,
     ),
 ]
+KvCacheOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        "--kv_cache",
+        "--kv-cache-dtype",
+        "--kv_cache_dtype",
+        envvar="LLMCOMPILE_KV_CACHE",
+        metavar="WORD",
+        help="fp8 or int8 (calibrated) for a KV cache of 8 bits; that of --dtype by default.",
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+CalibDatasetOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--calib-dataset",
+        "--calib_dataset",
+        envvar="LLMCOMPILE_CALIB_DATASET",
+        metavar="FILE|HUB_ID",
+        help="Text that a calibrated recipe measures activations on: .jsonl or .parquet with text or input_ids in "
+        "each record, or .txt; or a dataset of the hub, ORG/NAME[@REVISION][:FILE]; a short built-in text by "
+        "default.",
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+CalibColumnOpt = Annotated[
+    str,
+    typer.Option(
+        "--calib-column",
+        "--calib_column",
+        envvar="LLMCOMPILE_CALIB_COLUMN",
+        metavar="NAME",
+        help="Key or column of each record's text.",
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+CalibSizeOpt = Annotated[
+    int,
+    typer.Option(
+        "--calib-size",
+        "--calib_size",
+        envvar="LLMCOMPILE_CALIB_SIZE",
+        min=1,
+        help="Samples of it, at most.",
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+CalibSeqLenOpt = Annotated[
+    int,
+    typer.Option(
+        "--calib-seq-len",
+        "--calib_seq_len",
+        "--calib-max-seq-length",
+        "--calib_max_seq_length",
+        envvar="LLMCOMPILE_CALIB_SEQ_LEN",
+        min=2,
+        help="Tokens of a sample.",
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+CalibratorOpt = Annotated[
+    str,
+    typer.Option(
+        "--calibrator",
+        envvar="LLMCOMPILE_CALIBRATOR",
+        metavar="WORD",
+        help="llmcompile, or modelopt: measure with nvidia-modelopt (extra trtllm), layer by layer as well.",
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+EvalTextOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--eval-text",
+        "--eval_text",
+        envvar="LLMCOMPILE_EVAL_TEXT",
+        metavar="FILE",
+        help="Text for perplexity, KL divergence, top-1 agreement, 2048 tokens at most; a built-in one by default.",
+        rich_help_panel=CHECKS,
+    ),
+]
+TargetOpt = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        envvar="LLMCOMPILE_TARGET",
+        metavar="WORD",
+        help="engine; or llmapi: a Hugging Face folder, quantized or not, for the LLM API, which is what 1.3 and "
+        "later serve instead of engines.",
+        rich_help_panel=BUILD,
+    ),
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,19 +30,7 @@ def quantize(
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = "all",
-    kv_cache: Annotated[
-        str | None,
-        typer.Option(
-            "--kv-cache",
-            "--kv_cache",
-            "--kv-cache-dtype",
-            "--kv_cache_dtype",
-            envvar="LLMCOMPILE_KV_CACHE",
-            metavar="WORD",
-            help="fp8 or int8 for the KV cache of every recipe; that of --dtype by default.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = QuantizeOptions.kv_cache,
+    kv_cache: params.KvCacheOpt = QuantizeOptions.kv_cache,
     group_size: Annotated[
         int,
         typer.Option(
@@ -55,73 +42,12 @@ def quantize(
             rich_help_panel=params.QUANTIZATION,
         ),
     ] = QuantizeOptions.group_size,
-    calib_dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--calib-dataset",
-            "--calib_dataset",
-            envvar="LLMCOMPILE_CALIB_DATASET",
-            metavar="FILE|HUB_ID",
-            help="Text that calibrated recipes measure activations on, as for build trtllm.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = QuantizeOptions.calib_dataset,
-    calib_column: Annotated[
-        str,
-        typer.Option(
-            "--calib-column",
-            "--calib_column",
-            envvar="LLMCOMPILE_CALIB_COLUMN",
-            metavar="NAME",
-            help="Key or column of each record's text.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = QuantizeOptions.calib_column,
-    calib_size: Annotated[
-        int,
-        typer.Option(
-            "--calib-size",
-            "--calib_size",
-            envvar="LLMCOMPILE_CALIB_SIZE",
-            min=1,
-            help="Samples of it, at most.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = QuantizeOptions.calib_size,
-    calib_seq_len: Annotated[
-        int,
-        typer.Option(
-            "--calib-seq-len",
-            "--calib_seq_len",
-            "--calib-max-seq-length",
-            "--calib_max_seq_length",
-            envvar="LLMCOMPILE_CALIB_SEQ_LEN",
-            min=2,
-            help="Tokens of a sample.",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = QuantizeOptions.calib_seq_len,
-    calibrator: Annotated[
-        str,
-        typer.Option(
-            "--calibrator",
-            envvar="LLMCOMPILE_CALIBRATOR",
-            metavar="WORD",
-            help="llmcompile, or modelopt: measure with nvidia-modelopt (extra trtllm).",
-            rich_help_panel=params.QUANTIZATION,
-        ),
-    ] = QuantizeOptions.calibrator,
-    eval_text: Annotated[
-        Path | None,
-        typer.Option(
-            "--eval-text",
-            "--eval_text",
-            envvar="LLMCOMPILE_EVAL_TEXT",
-            metavar="FILE",
-            help="Text for perplexity and KL divergence, 2048 tokens of it at most; a built-in sample by default.",
-            rich_help_panel=params.CHECKS,
-        ),
-    ] = QuantizeOptions.eval_text,
+    calib_dataset: params.CalibDatasetOpt = QuantizeOptions.calib_dataset,
+    calib_column: params.CalibColumnOpt = QuantizeOptions.calib_column,
+    calib_size: params.CalibSizeOpt = QuantizeOptions.calib_size,
+    calib_seq_len: params.CalibSeqLenOpt = QuantizeOptions.calib_seq_len,
+    calibrator: params.CalibratorOpt = QuantizeOptions.calibrator,
+    eval_text: params.EvalTextOpt = QuantizeOptions.eval_text,
     allow_overflow: params.AllowOverflowOpt = BuildOptions.allow_overflow,
     dtype: Annotated[
         str,
@@ -133,16 +59,7 @@ def quantize(
             rich_help_panel=params.BUILD,
         ),
     ] = "auto",
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target",
-            envvar="LLMCOMPILE_TARGET",
-            metavar="WORD",
-            help="engine; or llmapi: Hugging Face folders for the LLM API of 1.0 and later.",
-            rich_help_panel=params.BUILD,
-        ),
-    ] = QuantizeOptions.target,
+    target: params.TargetOpt = QuantizeOptions.target,
     trtllm_version: Annotated[
         str | None,
         typer.Option(

@@ -271,6 +271,8 @@ def compare_recipes(comparison: Comparison, view: RecipeView, report: Report) ->
             if not finished:
                 found = _made(candidate, view, work, measured, keep=options.keep)
                 work.write_bytes(file, found.model_dump_json().encode())
+                # What one recipe's run has let go of shall not add to the next one's.
+                environment.trim_memory()
             done[candidate.name] = _Done.model_validate_json((work.path / file).read_bytes())
         recipes = _report(comparison, done)
         work.write_bytes(REPORT, reports.to_bytes(recipes))
