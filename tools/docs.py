@@ -267,7 +267,7 @@ def _read_back(family: Architecture, recipe: str) -> bool:
         fp8(family)
     except UnsupportedError:
         return False
-    return FAMILIES[family.name].mlp == "gated" and family.name in trtllm.FP8_SOURCES
+    return family.name in trtllm.FP8_SOURCES
 
 
 def _validated(family: Architecture) -> Iterator[str]:

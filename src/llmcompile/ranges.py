@@ -39,7 +39,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 Cross attention reads two things, the decoder's states and what the encoder gives, through one fused layer.
 """
+EXPERTS = ("experts.in", "experts.down")
+"""Groups whose weights have a range for each expert."""
 GROUP_OF: Mapping[str, str] = MappingProxyType({role: group for group, roles in GROUPS.items() for role in roles})
+CROSS: Mapping[str, int] = MappingProxyType({"decoder.cross.q": 0, "decoder.cross.k": 1, "decoder.cross.v": 1})
+"""Role of cross attention -> which of the group's two inputs it reads."""
 CACHED: Mapping[str, str] = MappingProxyType(
     {"attn.q": "", "attn.k": "", "attn.v": "", "attn.q_norm": "attn.q", "attn.k_norm": "attn.k"}
 )

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 WIDE = {
     **dict.fromkeys(("n_embd", "n_inner", "hidden_size", "intermediate_size", "ffn_dim", "ffn_hidden_size"), 128),
-    **dict.fromkeys(("word_embed_proj_dim", "d_model", "moe_intermediate_size"), 128),
+    **dict.fromkeys(("word_embed_proj_dim", "d_model", "d_ff", "moe_intermediate_size"), 128),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 128),
+    "d_kv": 32,
     **dict.fromkeys(("shared_expert_intermediate_size",), 256),
     "head_dim": 32,
 }
@@ -45,7 +47,13 @@ def save(family: str, folder: Path, **config: Any) -> Path:
     """A checkpoint wide enough for every recipe, in bfloat16."""
     known = models.FAMILIES[family].config
     sizes = {key: value for key, value in WIDE.items() if key in known}
-    return models.save(family, folder, dtype="bfloat16", config={**sizes, **config})
+    model = models.build(family, dtype="bfloat16", config={**sizes, **config})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".SelfAttention.q.weight", ".EncDecAttention.q.weight")):
+                parameter *= 2**-6  # T5 does not scale scores, and its queries are as much smaller
+    model.save_pretrained(folder)
+    return folder
 
 
 def twice(family: str) -> dict[str, int]:
@@ -108,6 +116,56 @@ def test_every_family_is_calibrated_as_nvfp4(
     config = json.loads((tmp_path / "out" / "checkpoint" / "config.json").read_text())
     block = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
     assert config["quantization"] == block
+
+
+STACKS = ("t5", "t5_v11", "bart")
+"""Families with an encoder and a decoder."""
+
+
+@pytest.mark.parametrize("family", STACKS)
+def test_every_family_of_two_stacks_is_calibrated_and_validated(
+    family: str, model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """Two ranks and one, recipe by recipe: outputs and scales of both stacks are the model's."""
+    for number, recipe in enumerate(("fp8", "int8_sq", "int4_awq", "w4a8_awq")):
+        result = run(*arguments(model(family), data, recipe, "--tp", 2 - number % 2), tmp_path / recipe)
+
+        assert result.code == 0, f"{recipe}: {result.err}"
+        record = json.loads((tmp_path / recipe / "llmcompile.json").read_text())
+        wanted = {f"{stack}.{part}" for stack in ("encoder", "decoder") for part in PARTS}
+        wanted |= {"decoder.cross.qkv", "decoder.cross.o"}
+        assert {name.split(".", 1)[1] for name in record["calibration"]["inputs"]} == wanted
+        assert record["validation"]["quality"]["tokens"] > 0
+
+
+PARTS = ("attn.qkv", "attn.o", "mlp.in", "mlp.down")
+
+
+def test_cross_attention_has_one_scale_for_all_it_reads(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """The larger of the decoder's states, and of what the encoder gives; by transformers' model in one piece."""
+    run(*arguments(model("bart"), data, "fp8", "--no-validate"), tmp_path / "out")
+    whole = models.transformers.BartForConditionalGeneration.from_pretrained(model("bart"), dtype=torch.float32)
+    largest: dict[str, float] = {}
+    attention = whole.model.decoder.layers[1].encoder_attn
+    for name in ("q_proj", "k_proj"):
+
+        def look(module: Any, given: Any, name: str = name) -> None:
+            largest[name] = float(given[0].abs().max())
+
+        getattr(attention, name).register_forward_pre_hook(look)
+    numbers = [token for line in data.read_text().splitlines() for token in json.loads(line)["input_ids"]]
+    tokens = torch.tensor(numbers[: 12 * 16]).reshape(12, 16)
+    start = torch.full((12, 1), whole.config.decoder_start_token_id)
+    with torch.inference_mode():
+        whole(input_ids=tokens, decoder_input_ids=torch.cat((start, tokens[:, :-1]), 1))
+
+    found = load_file(tmp_path / "out" / "checkpoint" / "decoder" / "rank0.safetensors")
+    scale = float(found["decoder_layers.1.cross_attention.qkv.activation_scaling_factor"])
+
+    assert scale == pytest.approx(max(largest.values()) / 448, rel=1e-4)
+    assert abs(largest["q_proj"] - largest["k_proj"]) > 0.1 * max(largest.values())
 
 
 @pytest.mark.parametrize("family", EXPERTS)
@@ -360,6 +418,42 @@ def test_a_stopped_calibration_goes_on_at_its_layer(
     assert result.code == 0, result.err
     assert set(ran[100:]) == set(range(stop, 2))
     assert (f"; {stop} are kept" in result.err) == (stop > 0)
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path
+
+
+@pytest.mark.parametrize("stop", [("encoder", 1), ("decoder", 0), ("decoder", 2)])
+def test_a_calibration_of_two_stacks_goes_on_at_its_layer(
+    stop: tuple[str, int],
+    model: Callable[[str], Path],
+    data: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever it stopped, what the encoder gave among the files that are kept, and the artifact is that of one run."""
+    command = arguments(model("t5"), data, "fp8", "--no-validate")
+    run(*command, tmp_path / "whole")
+    ran: list[tuple[str, int]] = []
+    original = Layers.run
+
+    def watched(self: Layers, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        if (self.stack, layer) == stop and len(ran) < 100:
+            raise Stopped
+        ran.append((self.stack, layer))
+        return original(self, layer, hidden)
+
+    monkeypatch.setattr(Layers, "run", watched)
+    with pytest.raises(Stopped):
+        run(*command, tmp_path / "out")
+    ran[:] = [("", -1)] * 100
+
+    result = run(*command, "--resume", tmp_path / "out")
+
+    assert result.code == 0, result.err
+    steps = [*(("encoder", layer) for layer in range(2)), *(("decoder", layer) for layer in range(3))]
+    assert set(ran[100:]) == set(steps[steps.index(stop) :])
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path

@@ -35,7 +35,8 @@ SIZES = {"hidden_size": 128, "intermediate_size": 128}
 TILES = {"hidden_size": 256, "intermediate_size": 256}
 """Of NVFP4's scales: 128 outputs by 64 inputs on each rank."""
 WIDE: Mapping[str, Mapping[str, Any]] = {
-    "qwen2_moe": {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256}
+    "qwen2_moe": {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256},
+    "bart": {"d_model": 128, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128},
 }
 TOKENS = np.random.default_rng(0).integers(0, models.VOCAB, (12, 16)).tolist()
 RECIPES = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
@@ -81,7 +82,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Callable[..., Ma
         if (recipe, family) not in known:
             groups = ("--group-size", 64) if "awq" in recipe else ()
             start = ("build", "trtllm", "--stop-after", "checkpoint", "-m", model, "--tp", 2, *groups)
-            calibration = ("--calib-dataset", data, "--calib-seq-len", 16, "--kv-cache", "int8")
+            cache = () if family == "bart" else ("--kv-cache", "int8")
+            calibration = ("--calib-dataset", data, "--calib-seq-len", 16, *cache)
             older = ("--trtllm-version", "0.20.0") if (recipe, family) == ("nvfp4", "qwen2_moe") else ()
             command = (*start, *calibration, "--quantization", recipe, *older)
             output = root / f"{family}-{recipe}"
@@ -107,9 +109,9 @@ def complaints(subject: trtllm.Subject) -> list[str]:
     return []
 
 
-def after(made: Made, changes: Mapping[str, Tensor], rank: int = 0, **subject: Any) -> list[str]:
-    """What validation says with tensors of a rank replaced, which is undone."""
-    path = made.folder / f"rank{rank}.safetensors"
+def after(made: Made, changes: Mapping[str, Tensor], rank: int = 0, part: str = "", **subject: Any) -> list[str]:
+    """What validation says with tensors of a rank, of a stack where there are two, replaced, which is undone."""
+    path = made.folder / part / f"rank{rank}.safetensors"
     before = path.read_bytes()
     save_file({**load_file(path), **changes}, path)
     try:
@@ -177,6 +179,38 @@ def test_experts_with_factors_of_their_own_are_caught(made: Callable[..., Made])
     found = after(made("int4_awq", "qwen2_moe"), {name: factors})
 
     assert ["experts with other factors than the first" in text for text in found] == [True]
+
+
+@pytest.mark.parametrize(("recipe", "part"), [("fp8", "encoder"), ("fp8", "decoder"), ("int8_sq", "decoder")])
+def test_each_wrong_scale_of_two_stacks_is_caught(recipe: str, part: str, made: Callable[..., Made]) -> None:
+    """Of self attention, of cross attention and of the feed-forward, on the second rank alone.
+
+    Weights by more than activations: self attention hardly moves what this decoder gives.
+    """
+    artifact = made(recipe, "bart")
+    tensors = load_file(artifact.folder / part / "rank1.safetensors")
+    names = [name for name in tensors if "layers.1" in name and name.endswith(("_factor", "_factor_2"))]
+    assert len(names) >= (8 if part == "encoder" else 12)
+
+    survivors = []
+    for name in names:
+        wrong = tensors[name].float() * (1.05 if "activation" in name else 2)
+        if after(artifact, {name: wrong.to(tensors[name].dtype)}, rank=1, part=part) == []:
+            survivors.append(name)
+
+    assert survivors == []
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_impossible_scales_of_two_stacks_are_caught_without_data(value: float, made: Callable[..., Made]) -> None:
+    """As in a checkpoint of one stack; the folder is named."""
+    name = "decoder_layers.0.cross_attention.dense.activation_scaling_factor"
+
+    found = after(made("fp8", "bart"), {name: torch.tensor([value])}, part="decoder", samples=0)
+
+    assert [f"{name} in decoder/rank0.safetensors" in text and "a finite number above 0" in text for text in found] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "nvfp4"])
@@ -354,6 +388,8 @@ def whole_steps(patch: pytest.MonkeyPatch) -> None:
         ("int4_awq", "llama_gqa", whole_columns),
         ("fp8", "llama_gqa", wrong_cache),
         ("fp8", "qwen2_moe", half_inputs),
+        ("fp8", "bart", half_inputs),
+        ("int4_awq", "bart", whole_columns),
         ("fp8", "qwen2_moe", turned_experts),
         ("int4_awq", "qwen2_moe", whole_columns),
     ],
@@ -375,7 +411,8 @@ def test_a_writer_with_a_fault_ends_with_7(
 
     assert result.code == 7, result.err
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.rejected" / "checkpoint" / "rank0.safetensors").is_file()
+    part = "decoder" if family == "bart" else ""
+    assert (tmp_path / "out.rejected" / "checkpoint" / part / "rank0.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -461,6 +498,7 @@ def test_a_recipe_without_what_it_needs_is_our_bug(algo: str) -> None:
         ("model.layers.5.mlp.experts.7.up_proj", (5, "experts.in")),
         ("model.layers.1.mlp.shared_expert.down_proj", (1, "shared.down")),
         ("model.layers.1.mlp.shared_expert_gate", None),
+        ("model.decoder.layers.1.fc1", (1, "mlp.in")),
         ("model.layers.1.mlp.gate", None),
         ("lm_head", None),
         ("model.layers.0.input_layernorm", None),
@@ -469,6 +507,25 @@ def test_a_recipe_without_what_it_needs_is_our_bug(algo: str) -> None:
 def test_linear_layers_are_known_by_their_paths(path: str, place: tuple[int, str] | None) -> None:
     """Layer and group, whatever a family calls them."""
     assert place_of(path) == place
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("encoder.block.3.layer.0.SelfAttention.k", (3, "encoder.attn.qkv")),
+        ("decoder.block.3.layer.1.EncDecAttention.q", (3, "decoder.cross.qkv")),
+        ("decoder.block.0.layer.1.EncDecAttention.o", (0, "decoder.cross.o")),
+        ("decoder.block.0.layer.2.DenseReluDense.wi_1", (0, "decoder.mlp.in")),
+        ("decoder.block.0.layer.2.DenseReluDense.wo", (0, "decoder.mlp.down")),
+        ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias", None),
+        ("model.decoder.layers.2.encoder_attn.v_proj", (2, "decoder.cross.qkv")),
+        ("model.encoder.layers.2.self_attn.out_proj", (2, "encoder.attn.o")),
+        ("lm_head", None),
+    ],
+)
+def test_linear_layers_of_two_stacks_are_known_by_their_paths(path: str, place: tuple[int, str] | None) -> None:
+    """The group begins with the stack."""
+    assert place_of(path, two_stacks=True) == place
 
 
 def test_what_is_fused_shares_a_scale() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llmcompile.calibration.layers import Layers
 from llmcompile.errors import CheckpointError
-from llmcompile.ranges import Measured, Measurement, search_columns, smoothing_columns
+from llmcompile.ranges import EXPERTS, Measured, Measurement, search_columns, smoothing_columns
 from llmcompile.transforms import Array
 from llmcompile.validation.reference import Weights
 
@@ -77,13 +77,14 @@ class Places:
 
     Attributes:
         groups: Weight of a linear layer -> its group.
-        experts: Weight of an expert -> the expert's number.
+        readers: Weight of a group that has several inputs -> which of them it reads: the number of the expert; in cross
+            attention 0 for the decoder's states and 1 for what the encoder gave.
         cached: Weights of what gives queries, keys and values as attention is handed them: linear layers, or the norms
             behind them.
     """
 
     groups: Mapping[str, str]
-    experts: Mapping[str, int] = field(default_factory=dict)
+    readers: Mapping[str, int] = field(default_factory=dict)
     cached: Collection[str] = ()
 
 
@@ -95,13 +96,13 @@ class _Matrix:
         module: Where it runs.
         stored: Its weight's tensor in the checkpoint.
         in_first: Whether that lies (in, out).
-        expert: The expert it belongs to; None for none.
+        reader: Which of its group's inputs it reads; None for the only one.
     """
 
     module: nn.Module
     stored: str
     in_first: bool
-    expert: int | None
+    reader: int | None
 
 
 def measure_layer(
@@ -133,7 +134,7 @@ def measure_layer(
         CheckpointError: An activation is not finite, or a group has no linear layer.
     """
     matrices = _matrices(layers, layer, places)
-    readers = {(group, matrix.expert): matrix.module for group, found in matrices.items() for matrix in found[::-1]}
+    readers = {(group, matrix.reader): matrix.module for group, found in matrices.items() for matrix in found[::-1]}
     seen = {place: _Seen() for place in readers}
     largest = {"cache": 0.0}
     searched = measurement.columns == "search"
@@ -163,14 +164,19 @@ def measure_layer(
         linears = {
             group: _measured(
                 found,
-                {expert: inputs for (of, expert), inputs in seen.items() if of == group and inputs.tokens > 0},
+                {reader: inputs for (of, reader), inputs in seen.items() if of == group and inputs.tokens > 0},
+                own=group in EXPERTS,
                 weights=weights,
                 measurement=measurement,
                 dtype=dtype,
             )
             for group, found in matrices.items()
         }
-    unreached = {expert for (_, expert), inputs in seen.items() if expert is not None and inputs.tokens == 0}
+    unreached = {
+        reader
+        for (group, reader), inputs in seen.items()
+        if group in EXPERTS and reader is not None and inputs.tokens == 0
+    }
     return LayerRanges(
         linears,
         largest["cache"] if measurement.cache else None,
@@ -179,7 +185,7 @@ def measure_layer(
 
 
 _Place = tuple[str, int | None]
-"""A group, and an expert where it is one of experts."""
+"""A group, and which of its inputs, where it has several."""
 
 
 def _first(
@@ -222,7 +228,7 @@ def _matrices(layers: Layers, layer: int, places: Places) -> dict[str, list[_Mat
         stored = layers.stored[layers.name(layer, f"{path}.weight")]
         group = places.groups.get(stored)
         if group is not None:
-            matrix = _Matrix(module, stored, type(module).__name__ == "Conv1D", places.experts.get(stored))
+            matrix = _Matrix(module, stored, type(module).__name__ == "Conv1D", places.readers.get(stored))
             found.setdefault(group, []).append(matrix)
     missing = [group for group in dict.fromkeys(places.groups.values()) if group not in found]
     if len(missing) > 0:
@@ -234,17 +240,27 @@ def _measured(
     matrices: list[_Matrix],
     seen: Mapping[int | None, _Seen],
     *,
+    own: bool,
     weights: Weights,
     measurement: Measurement,
     dtype: torch.dtype,
 ) -> Measured:
-    """What becomes of a group; `seen` has its experts that some token reached, or None for other layers."""
+    """What becomes of a group.
+
+    Args:
+        matrices: Its linear layers.
+        seen: Each of its inputs; of experts, of those that some token was sent to.
+        own: Whether weights have a range for each reader.
+        weights: The checkpoint.
+        measurement: What is asked for.
+        dtype: The artifact's type.
+    """
     found = [one.largest_C for one in seen.values() if one.largest_C is not None]
     inputs_C: Array = torch.stack(found).amax(0).numpy()
-    weights_EC = {matrix.expert: np.zeros_like(inputs_C) for matrix in matrices}
+    weights_EC = {matrix.reader: np.zeros_like(inputs_C) for matrix in matrices}
     for matrix in matrices:
         for rows in _blocks(matrix, weights, dtype):
-            largest = weights_EC[matrix.expert]
+            largest = weights_EC[matrix.reader]
             np.maximum(largest, rows.abs().amax(0).numpy(), out=largest)
     weights_C = np.maximum.reduce([*weights_EC.values()])
     columns: Array | None = None
@@ -254,11 +270,13 @@ def _measured(
         sums = [one.sums_C for one in seen.values() if one.sums_C is not None]
         means_C = (torch.stack(sums).sum(0) / sum(one.tokens for one in seen.values())).float().numpy()
         tried = [_rounded(factors, dtype) for factors in search_columns(means_C)]
-        kept = {expert: torch.cat(one.kept) for expert, one in seen.items()}
+        kept = {reader: torch.cat(one.kept) for reader, one in seen.items()}
         columns = _best(tried, matrices, kept, weights, dtype, measurement.group_size)
     factors_C = np.ones_like(inputs_C) if columns is None else columns
     experts = {
-        expert: float((largest / factors_C).max()) for expert, largest in weights_EC.items() if expert is not None
+        reader: float((largest / factors_C).max())
+        for reader, largest in weights_EC.items()
+        if own and reader is not None
     }
     return Measured(
         float((inputs_C * factors_C).max()),
@@ -292,16 +310,16 @@ def _best(
 ) -> Array:
     """The factors with which rounding moves the outputs on the kept tokens least; the first of equals.
 
-    An expert is run on the tokens that were sent to it; one without any has no say.
+    A matrix is run on what it reads: an expert's on the tokens that were sent to it, and one without any has no say.
 
     Source: Lin et al. 2023, AWQ, equation 4.
     """
     factors = [torch.from_numpy(columns) for columns in tried]
     losses = [0.0] * len(tried)
     for matrix in matrices:
-        if matrix.expert not in kept:
+        if matrix.reader not in kept:
             continue
-        kept_TC = kept[matrix.expert]
+        kept_TC = kept[matrix.reader]
         for block in _blocks(matrix, weights, dtype):
             for rows in torch.split(block, max(1, _CACHED_ELEMENTS // block.shape[1])):
                 error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))

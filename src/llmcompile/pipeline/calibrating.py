@@ -22,7 +22,7 @@ from llmcompile.exporters.trtllm.backend import make_layout
 from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline.job import BATCH_TOKENS, Job, View, after_calibration, planned, prevailing_dtype
-from llmcompile.ranges import CACHED, GROUP_OF, GROUPS, Measured, Ranges
+from llmcompile.ranges import CACHED, CROSS, GROUP_OF, GROUPS, Measured, Ranges
 from llmcompile.transforms import Array
 from llmcompile.writing import WorkDirectory
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llmcompile.calibration.data import Samples
+    from llmcompile.calibration.layers import Layers
     from llmcompile.calibration.measuring import LayerRanges, Places
     from llmcompile.validation.checks import StoredWeights
     from llmcompile.validation.reference import Weights
@@ -128,14 +129,14 @@ def calibrate(job: Job, samples: Samples, work: WorkDirectory, view: View, range
 
 
 def _measured(job: Job, samples: Samples, work: WorkDirectory, view: View) -> Ranges:
-    layers = job.dims.sizes["layers"]
-    found = _finished(work, layers)
-    if len(found) < layers:
+    steps = _steps(job.dims)
+    found = _finished(work, len(steps))
+    if len(found) < len(steps):
         _measure(job, samples, work, view, found)
     return Ranges(
-        {(layer, group): measured for layer in range(layers) for group, measured in found[layer].linears.items()},
-        {layer: cache for layer in range(layers) if (cache := found[layer].cache) is not None},
-        {layer: found[layer].unreached for layer in range(layers) if len(found[layer].unreached) > 0},
+        {(step.layer, group): one for number, step in enumerate(steps) for group, one in found[number].linears.items()},
+        {step.layer: cache for number, step in enumerate(steps) if (cache := found[number].cache) is not None},
+        {step.layer: found[number].unreached for number, step in enumerate(steps) if found[number].unreached != ()},
     )
 
 
@@ -148,46 +149,41 @@ def discard(work: WorkDirectory) -> None:
 def _measure(job: Job, samples: Samples, work: WorkDirectory, view: View, found: dict[int, LayerRanges]) -> None:
     import torch
 
-    from llmcompile.calibration.layers import Layers
-
     assert job.layout.measurement is not None
-    size = max(1, BATCH_TOKENS // samples.tokens.shape[1])
-    batches = list(torch.split(samples.tokens, size))
-    total = job.dims.sizes["layers"]
     dtype = {FP16: torch.float16, BF16: torch.bfloat16}.get(job.layout.dtype, torch.float32)
-    if _states(len(found)) not in work.finished:
+    steps = _steps(job.dims)
+    needed = {_states(len(found)), *((_ENCODED,) if steps[len(found)].stack == "decoder" else ())}
+    if not needed <= work.finished.keys():
         # The hidden states that a stopped run left are gone or damaged: begin again.
         found.clear()
     first = len(found)
     measure = _measurer(job, samples)
-    with _source(job) as (config_dir, weights), view.calibrating(total, first) as advance:
-        layers = Layers(config_dir, weights, trust_remote_code=job.options.build.trust_remote_code)
-        with _Writer(work, _states(0) if first == 0 else "", samples, job.dims) as states:
-            for batch in batches if first == 0 else _one_of_each_size(batches):
-                embedded = layers.embed(batch)
-                if first == 0:
-                    states.write(embedded)
-        if isinstance(weights, _Read):
-            weights.drop()
-        places = _places(job, weights)
-        for layer in range(first, total):
-            with _Writer(work, _states(layer + 1) if layer + 1 < total else "", samples, job.dims) as states:
-                found[layer] = measure(
-                    layers,
-                    layer,
-                    _read_states(work.path / _states(layer), batches, job.dims),
+    with _source(job) as (config_dir, weights), view.calibrating(len(steps), first) as advance:
+        run = _Run(job, samples, work, config_dir, weights)
+        stack = _opened(run, steps[first], embed=first == 0)
+        for number in range(first, len(steps)):
+            step = steps[number]
+            following = steps[number + 1] if number + 1 < len(steps) else None
+            ends = following is not None and following.stack != step.stack
+            file = _ENCODED if ends else "" if following is None else _states(number + 1)
+            with run.writer(file) as states:
+                found[number] = measure(
+                    stack.layers,
+                    step.layer,
+                    run.read(_states(number), encoded=step.stack == "decoder"),
                     weights=weights,
-                    places=places,
+                    places=stack.places,
                     measurement=job.layout.measurement,
                     dtype=dtype,
-                    done=states.write,
+                    done=_finishing(stack, states.write) if ends else states.write,
                 )
-            work.write_bytes(_result(layer), _kept(found[layer]))
-            work.forget(_states(layer))
-            (work.path / _states(layer)).unlink()
+            if ends and following is not None:
+                stack = _opened(run, following, embed=True, number=number + 1)
+            work.write_bytes(_result(number), _kept(found[number]))
+            run.drop(_states(number))
             # Large blocks come and go in any order: left alone, the heap grows layer by layer.
             environment.trim_memory()
-            advance(layer)
+            advance(number)
 
 
 def _measurer(job: Job, samples: Samples) -> Callable[..., LayerRanges]:
@@ -202,25 +198,133 @@ def _measurer(job: Job, samples: Samples) -> Callable[..., LayerRanges]:
     return partial(measure_layer, total_tokens=samples.tokens.numel())
 
 
-def _states(layer: int) -> str:
-    """Where the hidden states that go into a layer are."""
-    return f"{_FOLDER}states-{layer}"
+@dataclass(frozen=True)
+class _Step:
+    """A layer: its number in its stack, which is "" where there is one."""
+
+    stack: str
+    layer: int
 
 
-def _result(layer: int) -> str:
-    return f"{_FOLDER}layer-{layer}.safetensors"
+def _steps(dims: Dims) -> tuple[_Step, ...]:
+    """All layers, in the order they are measured in."""
+    layers, decoder = dims.sizes["layers"], dims.sizes.get("decoder_layers", 0)
+    own = [_Step("encoder" if decoder > 0 else "", layer) for layer in range(layers)]
+    return (*own, *(_Step("decoder", layer) for layer in range(decoder)))
 
 
-def _finished(work: WorkDirectory, layers: int) -> dict[int, LayerRanges]:
+@dataclass(frozen=True)
+class _Opened:
+    """A stack whose layers can be run: they know how the model calls them.
+
+    Attributes:
+        layers: Its layers.
+        places: Where its tensors belong.
+        batches: The tokens it reads, in the order of the states.
+    """
+
+    layers: Layers
+    places: Places
+    batches: list[Tensor]
+
+
+def _opened(run: _Run, step: _Step, *, embed: bool, number: int = 0) -> _Opened:
+    """Learn how the stack of a step calls its layers, and write the states that go into the first where `embed`."""
+    import torch
+
+    from llmcompile.calibration.layers import Layers
+
+    job, tokens = run.job, run.samples.tokens
+    if step.stack == "decoder":
+        # The samples behind the start token, as when a model learns to give back what it read.
+        start = torch.full((len(tokens), 1), int(str(job.dims.facts["decoder_start_id"])))
+        tokens = torch.cat((start, tokens[:, :-1]), 1)
+    batches = list(torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1])))
+    layers = Layers(
+        run.config_dir,
+        run.weights,
+        stack=step.stack,
+        layers=job.dims.sizes["decoder_layers" if step.stack == "decoder" else "layers"],
+        trust_remote_code=job.options.build.trust_remote_code,
+    )
+    seen: set[int] = set()
+    with run.writer(_states(number) if embed else "") as states:
+        given = run.read(_ENCODED) if step.stack == "decoder" else (None for _ in batches)
+        for batch, encoded in zip(batches, given, strict=True):
+            if embed or len(batch) not in seen:
+                states.write(layers.embed(batch, encoded))
+            seen.add(len(batch))
+    if isinstance(run.weights, _Read):
+        run.weights.drop()
+    return _Opened(layers, _places(job, run.weights, step.stack), batches)
+
+
+def _finishing(stack: _Opened, write: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """What turns states behind the last layer of an encoder, batch by batch, into what the encoder gives."""
+    batches = iter(stack.batches)
+    return lambda hidden: write(stack.layers.finish(next(batches), hidden))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the files of a calibration are for.
+
+    Attributes:
+        job: What is calibrated.
+        samples: On what.
+        work: Where.
+        config_dir: The model's config.
+        weights: Its weights.
+    """
+
+    job: Job
+    samples: Samples
+    work: WorkDirectory
+    config_dir: Path
+    weights: Weights
+
+    def writer(self, file: str) -> _Writer:
+        """What writes the states of all samples to a file, or for "" drops them."""
+        return _Writer(self.work, file, self.samples, self.job.dims)
+
+    def read(self, file: str, *, encoded: bool = False) -> Iterator[Tensor]:
+        """The states in a file, batch by batch; each sample's followed by what the encoder gave where `encoded`."""
+        import torch
+
+        size = max(1, BATCH_TOKENS // self.samples.tokens.shape[1])
+        batches = list(torch.split(self.samples.tokens, size))
+        own = _read_states(self.work.path / file, batches, self.job.dims)
+        if not encoded:
+            yield from own
+            return
+        for pair in zip(own, _read_states(self.work.path / _ENCODED, batches, self.job.dims), strict=True):
+            yield torch.cat(pair, 1)
+
+    def drop(self, file: str) -> None:
+        """Take a file away."""
+        self.work.forget(file)
+        (self.work.path / file).unlink()
+
+
+def _states(number: int) -> str:
+    """Where the hidden states that go into a step's layer are."""
+    return f"{_FOLDER}states-{number}"
+
+
+_ENCODED = f"{_FOLDER}encoded"
+"""Where what the encoder gives is, while a decoder is measured."""
+
+
+def _result(number: int) -> str:
+    return f"{_FOLDER}layer-{number}.safetensors"
+
+
+def _finished(work: WorkDirectory, steps: int) -> dict[int, LayerRanges]:
     """What an earlier run measured: the first layers, as far as none is missing."""
     found: dict[int, LayerRanges] = {}
-    while len(found) < layers and _result(len(found)) in work.finished:
+    while len(found) < steps and _result(len(found)) in work.finished:
         found[len(found)] = _ranges((work.path / _result(len(found))).read_bytes())
     return found
-
-
-def _one_of_each_size(batches: list[Tensor]) -> list[Tensor]:
-    return list({len(batch): batch for batch in batches}.values())
 
 
 class _Writer:
@@ -308,8 +412,8 @@ def _source(job: Job) -> Iterator[tuple[Path, Weights]]:
         yield Path(folder), meta
 
 
-def _places(job: Job, weights: Weights) -> Places:
-    """Where the checkpoint's tensors belong, as transformers names them."""
+def _places(job: Job, weights: Weights, stack: str) -> Places:
+    """Where a stack's tensors in the checkpoint belong, as transformers names them."""
     from llmcompile.calibration.measuring import Places
 
     architecture = job.architecture
@@ -317,26 +421,26 @@ def _places(job: Job, weights: Weights) -> Places:
         architecture = next(other for other in ARCHITECTURES if other.name == "llama")
     located = architecture.locate(weights.names())
     groups: dict[str, str] = {}
-    experts: dict[str, int] = {}
+    readers: dict[str, int] = {}
     cached: dict[str, str] = {}
     for tensor in architecture.tensors:
         role = tensor.roles[0].removesuffix(".weight")
-        if not tensor.roles[0].endswith(".weight"):
+        if not tensor.roles[0].endswith(".weight") or (stack != "" and not role.startswith(f"{stack}.")):
             continue
         numbers = range(job.dims.sizes["experts"]) if "{expert}" in tensor.name else (None,)
-        for layer in range(job.dims.sizes["layers"]):
+        for layer in range(job.dims.sizes.get(tensor.repeat, 0)):
             for expert in numbers:
                 stored = located.get(tensor.name_at(layer, expert))
                 if stored is None:
                     continue
                 if role in GROUP_OF:
                     groups[stored] = GROUP_OF[role]
-                if expert is not None:
-                    experts[stored] = expert
+                if expert is not None or role in CROSS:
+                    readers[stored] = CROSS[role] if expert is None else expert
                 if role in CACHED:
                     cached[stored] = role
     normed = {CACHED[role] for role in cached.values()}
-    return Places(groups, experts, tuple(stored for stored, role in cached.items() if role not in normed))
+    return Places(groups, readers, tuple(stored for stored, role in cached.items() if role not in normed))
 
 
 def _kept(found: LayerRanges) -> bytes:

@@ -435,14 +435,16 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
         # The whole layer, and what becomes of its largest matrix step by step.
         floats += sum(size for size in elements if size != tables) // sizes["layers"] + 3 * max(elements, default=0)
     multiplied = sum(size for size in elements if size != tables) - _idle(dims)
+    # What goes into a layer, and what comes out; what an encoder gave stays beside.
+    files = 3 if "decoder_layers" in sizes else 2
     if layout.measurement.columns == "search":
         multiplied += STEPS * multiplied * _SEARCHED_TOKENS // max(1, samples * length)
     return Calibration(
         samples=samples,
         tokens=length,
-        layers=sizes["layers"],
+        layers=sizes["layers"] + sizes.get("decoder_layers", 0),
         memory=environment.resident_memory() + _VALIDATION_BYTES + 4 * floats + 2 * max(elements, default=0),
-        disk=2 * samples * length * hidden * 4,
+        disk=files * samples * length * hidden * 4,
         operations=2 * multiplied * samples * length,
     )
 

@@ -23,16 +23,25 @@ _GROUPS = (
     ("experts.down", re.compile(r"\.experts\.\d+\.(w2|down_proj)$")),
     ("shared.in", re.compile(r"\.shared_expert\.(gate_proj|up_proj)$")),
     ("shared.down", re.compile(r"\.shared_expert\.down_proj$")),
-    ("attn.qkv", re.compile(r"\.(q_proj|k_proj|v_proj|qkv_proj|c_attn|query_key_value|Wqkv)$")),
-    ("mlp.in", re.compile(r"\.(gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h|w1|w2)$")),
-    ("mlp.down", re.compile(r"(\.(down_proj|fc2|fc_out|dense_4h_to_h)|mlp\.c_proj)$")),
-    ("attn.o", re.compile(r"(\.(o_proj|out_proj|dense)|attn\.c_proj)$")),
+    ("cross.qkv", re.compile(r"\.(EncDecAttention\.[qkv]|encoder_attn\.[qkv]_proj)$")),
+    ("cross.o", re.compile(r"\.(EncDecAttention\.o|encoder_attn\.out_proj)$")),
+    ("attn.qkv", re.compile(r"\.(q_proj|k_proj|v_proj|qkv_proj|c_attn|query_key_value|Wqkv|SelfAttention\.[qkv])$")),
+    ("mlp.in", re.compile(r"\.(gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h|w1|w2|wi|wi_0|wi_1)$")),
+    ("mlp.down", re.compile(r"(\.(down_proj|fc2|fc_out|dense_4h_to_h|wo)|mlp\.c_proj)$")),
+    ("attn.o", re.compile(r"(\.(o_proj|out_proj|dense|SelfAttention\.o)|attn\.c_proj)$")),
 )
 """Where linear layers are in transformers' models, by the end of their path; the first that fits."""
 _NUMBER = re.compile(r"\.(\d+)\.")
 _NORM = re.compile(r"\.(\d+)\.self_attn\.[qk]_norm$")
 """Norms of queries and keys: what attention is handed, and the cache holds, is theirs."""
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w2"))
+_SIBLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("q", "k", "v"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w2"),
+    ("wi_0", "wi_1"),
+)
+_STACK = re.compile(r"(?:^|\.)(encoder|decoder)\.")
 _EXPERT_SIBLINGS = (("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers that TensorRT-LLM joins, so that they have one scale."""
 _STEPS: Mapping[str, float] = {"FP8": 448.0, "W4A8_AWQ": 448.0, "W8A8_SQ_PER_CHANNEL": 127.0, "NVFP4": 6 * 448.0}
@@ -57,8 +66,13 @@ class Calibration:
 
 @dataclass
 class Seen:
-    """What went through a model: (layer, group) -> largest magnitude of each input channel; layer -> of q, k and v."""
+    """What went through a model: (layer, group) -> largest magnitude of each input channel; layer -> of q, k and v.
 
+    Attributes:
+        two_stacks: Whether the model has an encoder and a decoder; groups then begin with the stack.
+    """
+
+    two_stacks: bool = False
     inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     cache: dict[int, float] = field(default_factory=dict)
 
@@ -69,7 +83,7 @@ class Seen:
             normed = _NORM.search(path)
             if normed is not None:
                 module.register_forward_hook(self._output(int(normed[1])))
-            place = place_of(path)
+            place = place_of(path, two_stacks=self.two_stacks)
             if place is None or isinstance(module, nn.Embedding) or not hasattr(module, "weight"):
                 continue
             module.register_forward_pre_hook(self._input(place))
@@ -93,11 +107,18 @@ class Seen:
         return look
 
 
-def place_of(path: str) -> tuple[int, str] | None:
-    """Layer and group of a linear layer by its path in transformers' model; None for anything else."""
-    number = _NUMBER.search(path)
+def place_of(path: str, *, two_stacks: bool = False) -> tuple[int, str] | None:
+    """Layer and group of a linear layer by its path in transformers' model; None for anything else.
+
+    Args:
+        path: Without ".weight".
+        two_stacks: Whether the group is to begin with the stack; some models of one call that a decoder.
+    """
+    number, stack = _NUMBER.search(path), _STACK.search(path)
     group = next((name for name, ending in _GROUPS if ending.search(path) is not None), None)
-    return None if number is None or group is None else (int(number[1]), group)
+    if number is None or group is None or (two_stacks and stack is None):
+        return None
+    return int(number[1]), f"{stack[1]}.{group}" if two_stacks and stack is not None else group
 
 
 def siblings(name: str) -> tuple[str, ...]:

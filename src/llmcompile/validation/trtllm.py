@@ -63,7 +63,7 @@ from llmcompile.validation.tensorrt_llm import (
     stack_table,
 )
 from llmcompile.validation.tensorrt_llm.linears import fake_quantized
-from llmcompile.validation.tensorrt_llm.scales import MODULES, Scales
+from llmcompile.validation.tensorrt_llm.scales import Scales
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 
 ARTIFACT = "TensorRT-LLM checkpoint"
@@ -293,7 +293,7 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         )
         if len(problems) > 0:
             raise collected(MismatchError, problems)
-        if (subject.algorithm is not None or subject.scored) and not subject.two_stacks:
+        if subject.algorithm is not None or subject.scored:
             yield from _quality(subject, oracle)
 
 
@@ -310,14 +310,16 @@ class _Oracle:
     as_stored: Weights
     trust_remote_code: bool
 
-    def run(self, tokens: Tensor, *, stored: bool) -> Reference:
-        """Run the model; `stored`: as the checkpoint and the runtime make it."""
+    def run(self, tokens: Tensor, *, stored: bool, decoder_tokens: Tensor | None = None) -> Reference:
+        """Run the model; `stored`: as the checkpoint and the runtime make it; a decoder on its tokens or fixed ones."""
         subject = self.subject
+        if decoder_tokens is None:
+            decoder_tokens = _decoder_tokens(subject, tokens.shape[0])
         return run_reference(
             self.config,
             self.as_stored if stored else self.weights,
             tokens=tokens,
-            decoder_tokens=_decoder_tokens(subject, tokens.shape[0]),
+            decoder_tokens=decoder_tokens,
             encoder_only=False,
             stored_as=_stored_as(subject, self.as_stored, self.trust_remote_code) if stored else None,
             prepare=_as_runtime(subject) if stored else None,
@@ -415,6 +417,7 @@ class _OfData:
 
     def __init__(self, subject: Subject, weights: Weights, trust_remote_code: bool) -> None:
         self._weights = weights
+        self._two_stacks = subject.two_stacks
         self._scales = Scales(subject.folder)
         self._stored = _parameter_sources(subject, weights, trust_remote_code)
         self._largest: dict[str, float] = {}
@@ -425,7 +428,7 @@ class _OfData:
         Raises:
             MismatchError: Ranks have other factors.
         """
-        place = place_of(name.removesuffix(".weight"))
+        place = place_of(name.removesuffix(".weight"), two_stacks=self._two_stacks)
         assert place is not None, name
         columns = self._scales.columns(*place)
         members = [member for member in siblings(name) if member in self._stored]
@@ -759,14 +762,15 @@ def _scale_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
 
 def _impossible_scales(subject: Subject) -> Iterator[Problem]:
     """Scales of activations and caches that nothing can be divided by."""
-    if subject.two_stacks or (subject.algorithm is None and subject.kv_cache is None):
+    if subject.algorithm is None and subject.kv_cache is None:
         return
     scales = Scales(subject.folder)
-    for layer in range(subject.sizes["layers"]):
-        singles = [single for group in MODULES for single in scales.activations(layer, group)]
-        for single in dict.fromkeys((*singles, *scales.cache(layer))):
-            if not 0 < single.value < math.inf:
-                yield Problem(f"{single.name} in {single.file}", str(single.value), "a finite number above 0", _AGAIN)
+    singles = [single for layer, group in scales.places for single in scales.activations(layer, group)]
+    if subject.kv_cache is not None:
+        singles += [single for layer in range(subject.sizes["layers"]) for single in scales.cache(layer)]
+    for single in dict.fromkeys(singles):
+        if not 0 < single.value < math.inf:
+            yield Problem(f"{single.name} in {single.file}", str(single.value), "a finite number above 0", _AGAIN)
 
 
 def _calibration_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
@@ -775,16 +779,17 @@ def _calibration_differences(subject: Subject, oracle: _Oracle) -> Iterator[Prob
     if calibration is None:
         return
     samples = max(1, _affordable(subject) // calibration.tokens.shape[1])
-    seen = Seen()
+    seen = Seen(two_stacks=subject.two_stacks)
+    tokens = calibration.tokens[:samples]
     run_reference(
         oracle.config,
         oracle.weights,
-        tokens=calibration.tokens[:samples],
-        decoder_tokens=None,
+        tokens=tokens,
+        decoder_tokens=_behind_start(subject, tokens) if subject.two_stacks else None,
         encoder_only=False,
         prepare=seen.watch,
         attention=_attention(subject),
-        positions=torch.zeros(min(samples, len(calibration.tokens)), 1, dtype=torch.int64),
+        positions=None if subject.two_stacks else torch.zeros(len(tokens), 1, dtype=torch.int64),
         trust_remote_code=oracle.trust_remote_code,
     )
     yield from scale_differences(
@@ -797,11 +802,21 @@ def _calibration_differences(subject: Subject, oracle: _Oracle) -> Iterator[Prob
     )
 
 
+def _behind_start(subject: Subject, tokens: Tensor) -> Tensor:
+    """What a decoder reads when it gives back some tokens: the start token, and all of them but the last."""
+    start = json.loads((subject.folder / "decoder" / "config.json").read_text(encoding="utf-8"))
+    first = torch.full((len(tokens), 1), int(start["decoder_start_token_id"]))
+    return torch.cat((first, tokens[:, :-1]), 1)
+
+
 # What a recipe costs
 
 
 def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
-    """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model."""
+    """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model.
+
+    A decoder with an encoder gives back what that reads.
+    """
     text, windows, reason = _text_windows(subject, oracle)
     if reason != "":
         yield reason
@@ -809,10 +824,12 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
     agreed = total = 0
     largest = worst = nats = 0.0
     for tokens in windows:
-        model = oracle.run(tokens, stored=False).outputs["logits"]
-        logits = execute(subject.folder, Inputs(tokens=tokens), activations=True, quantize=True)["logits"]
-        expected.add(model, tokens)
-        found.add(logits, tokens)
+        read = _behind_start(subject, tokens) if subject.two_stacks else None
+        model = oracle.run(tokens, stored=False, decoder_tokens=read).outputs["logits"]
+        inputs = Inputs(tokens=tokens, decoder_tokens=read)
+        logits = execute(subject.folder, inputs, activations=True, quantize=True)["logits"]
+        expected.add(model, tokens if read is None else read)
+        found.add(logits, tokens if read is None else read)
         nats += divergence(model, logits)
         agreed += int((model.argmax(-1) == logits.argmax(-1)).sum())
         total += tokens.numel()

@@ -177,7 +177,6 @@ def config_json(made: Layout) -> dict[str, Any]:
             "--quantization: fp8 with experts for 0.9.0; expected w8a16 or w4a16",
             "0.10 is the first that loads it",
         ),
-        (T5, {"quantization": "fp8"}, "--quantization: fp8 with t5; expected w8a16 or w4a16", "--quantization w8a16"),
         (
             MIXTRAL,
             {"quantization": "nvfp4", "trtllm_version": "1.2.1"},
@@ -195,12 +194,6 @@ def config_json(made: Layout) -> dict[str, Any]:
             {"quantization": "w4a16_awq"},
             "--quantization: w4a16_awq with experts; expected w8a16 or w4a16 or fp8",
             "--quantization fp8, or none",
-        ),
-        (
-            T5,
-            {"quantization": "w4a16_awq"},
-            "--quantization: w4a16_awq with t5; expected w8a16 or w4a16",
-            "--quantization w8a16",
         ),
         (FP8, {"dtype": "float32"}, "--dtype: float32 with fp8; expected float16 or bfloat16", "--dtype float16"),
         (
@@ -334,6 +327,8 @@ def test_all_refusals_are_said_at_once() -> None:
         (TIED, {"use_embedding_sharing": True}),
         (GEMMA, {"tp": 2}),
         (T5, {"quantization": "w8a16"}),
+        (T5, {"quantization": "fp8"}),
+        (T5, {"quantization": "w4a16_awq", "group_size": 64}),
     ],
 )
 def test_what_fits_is_not_refused(config: dict[str, Any], given: dict[str, Any]) -> None:

@@ -191,6 +191,7 @@ def _rows(
         packed_outputs=resolved.source == "awq",
         clamp=CLAMP,
         layers=dims.sizes["layers"],
+        decoder_layers=dims.sizes.get("decoder_layers", 0),
         kv_scale=options.kv_cache is not None,
         kv_steps=_kv_steps(options, dims.sizes["layers"], ranges),
         ranges=ranges,
@@ -355,8 +356,9 @@ def _recipe_refusals(
         yield from _unread(architecture, resolved)
     if "experts" in dims.sizes and recipe is not None:
         yield from _refused_of_experts(recipe, options)
-    if recipe is not None and architecture.name in ENCODER_DECODER and recipe not in ("w8a16", "w4a16"):
-        yield Problem("--quantization", f"{recipe} with {architecture.name}", "w8a16 or w4a16", "--quantization w8a16")
+    if recipe is not None and architecture.name in ENCODER_DECODER and recipe not in _TWO_STACKS:
+        found, expected = f"{recipe} with {architecture.name}", " or ".join(_TWO_STACKS)
+        yield Problem("--quantization", found, expected, "--quantization w8a16")
     if recipe is not None and resolved.dtype == FP32:
         yield Problem("--dtype", f"float32 with {recipe}", "float16 or bfloat16", "--dtype float16")
     if recipe == "fp8_rowwise" and architecture.name not in _ROWWISE:
@@ -440,6 +442,10 @@ FP8_SOURCES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 """Families with one tensor for each of q, k, v, o, gate, up and down, whose FP8 checkpoints are read as they come."""
 _TRANSPOSED = ("gpt2",)
 """Families whose float weights are stored (in, out), and whose packed integers are not."""
+_TWO_STACKS = ("w8a16", "w4a16", "w4a16_awq", "fp8", "int8_sq", "int4_awq", "w4a8_awq")
+"""Recipes of encoder-decoders: those for which the runtime replaces linear layers one by one, whatever the network.
+Source: NVIDIA/TensorRT-LLM@0.10.0.dev2024043000:tensorrt_llm/models/enc_dec/model.py (EncoderModel and DecoderModel are
+PretrainedModels), models/modeling_utils.py, quantization/quantize.py."""
 _ROWWISE = ("llama", "meta_llama", "mistral")
 """Families whose converter upstream has the recipe (models/llama/convert.py)."""
 
@@ -447,7 +453,7 @@ _ROWWISE = ("llama", "meta_llama", "mistral")
 def recipes(family: str) -> tuple[str, ...]:
     """Names of `versions.RECIPES` that a family may be stored by, whether its weights are floats or come quantized."""
     if family in ENCODER_DECODER:
-        return ("w8a16", "w4a16")
+        return _TWO_STACKS
     loaded = {*versions.EXPERTS} - {*versions.EXPERTS_LAST}
     left_out = {*versions.RECIPES} - loaded if FAMILIES[family].mlp == "experts" else set()
     left_out |= set() if family in _ROWWISE else {"fp8_rowwise"}

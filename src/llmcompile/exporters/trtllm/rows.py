@@ -63,7 +63,8 @@ class Recipe:
         fp4_tile: What outputs and inputs are multiples of, as "fp4_measured".
         packed_outputs: Whether the integers of "gptq" are packed along the outputs, as AutoAWQ does.
         clamp: Largest magnitude of a weight of "fp8_rowwise".
-        layers: Layers of the model; "fp8_rowwise" leaves the first and the last plain.
+        layers: Layers of the model, or of its encoder; "fp8_rowwise" leaves the first and the last plain.
+        decoder_layers: Layers of the decoder of a model with two stacks.
         kv_scale: Whether each layer has a scale of its key and value cache.
         kv_steps: That scale, layer by layer; empty for ones.
         ranges: What calibration found; None where there is none, or not yet.
@@ -79,6 +80,7 @@ class Recipe:
     packed_outputs: bool = False
     clamp: float = 1200.0
     layers: int = 0
+    decoder_layers: int = 0
     kv_scale: bool = False
     kv_steps: tuple[float, ...] = ()
     ranges: Ranges | None = None
@@ -135,7 +137,7 @@ def _stack(recipe: Recipe, stack: str, repeat: str, gated: bool) -> Iterator[Row
         *norm("embedding.embedding_layernorm", f"{stack}.embed.norm"),
         *_attention(recipe, layer, attention, f"{stack}.attn"),
         replace(_relative(f"{layer}{attention}.rel_attn_table", stack), repeat=repeat),
-        *_attention(recipe, layer, "cross_attention", f"{stack}.cross"),
+        *(_attention(recipe, layer, "cross_attention", f"{stack}.cross") if stack == "decoder" else ()),
         *norm(f"{layer}mlp_layernorm", f"{stack}.mlp.norm"),
         *_linear(recipe, f"{layer}mlp.fc", (f"{stack}.mlp.gate" if gated else f"{stack}.mlp.up",), "out"),
         *(_linear(recipe, f"{layer}mlp.gate", (f"{stack}.mlp.up",), "out") if gated else ()),
@@ -295,7 +297,7 @@ def _fp8(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven: 
 def _measured(recipe: Recipe, name: str, roles: tuple[str, ...], split: str, uneven: str) -> Iterator[Row]:
     """Weights with the scales that calibration found for their layer."""
     weights = tuple(f"{role}.weight" for role in roles)
-    for layer in range(recipe.layers):
+    for layer in range(recipe.decoder_layers if roles[0].startswith("decoder.") else recipe.layers):
         found = None if recipe.ranges is None else recipe.ranges.of(layer, roles[0])
         if recipe.kind == "fp8_measured":
             encoding = encodings.fp8_measured(found, len(roles))

@@ -49,8 +49,14 @@ from llmcompile.validation.tensorrt_llm.rank_files import (
     tensor_problems,
 )
 
-_RECIPES = (None, "W8A16", "W4A16", "FP8", "W8A8_SQ_PER_CHANNEL")
-"""Recipes whose row biases follow the all-reduce, and that replace linears one by one."""
+_GROUPWISE = ("W4A16_AWQ", "W4A8_AWQ")
+"""Recipes whose row biases are inside the product of each rank; the loader zeroes them on all ranks but the first.
+
+Source: NVIDIA/TensorRT-LLM@v0.13.0:tensorrt_llm/quantization/layers.py (WeightOnlyGroupwiseQuantRowLinear.forward),
+models/modeling_utils.py (preprocess_weights: names that end in attention.dense.bias or mlp.proj.bias)
+"""
+_RECIPES = (None, "W8A16", "W4A16", "FP8", "W8A8_SQ_PER_CHANNEL", *_GROUPWISE)
+"""Recipes that replace linears one by one; but for the group-wise ones, row biases follow the all-reduce."""
 
 _FP16_LIMIT = 64000.0
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -292,6 +298,15 @@ def relative_tables(folder: Path, *, decoder: bool) -> Iterator[tuple[str, Tenso
     files = _open(stack, False, False).files[: stack.tensor]
     for name in sorted(name for name in files[0].names if name.endswith(_TABLE)):
         yield f"{stack.folder.name}: {name}", torch.cat([file.read(name).float() for file in files])
+
+
+def opened_stacks(folder: Path) -> tuple[tuple[Stack, tuple[RankFile, ...]], ...]:
+    """The encoder and the decoder, and the files of each by rank.
+
+    Raises:
+        MismatchError, UnsupportedError: As `execute_encoder_decoder`.
+    """
+    return tuple((stack, _open(stack, False, False).files) for stack in _read_stacks(folder))
 
 
 def _file_problems(stack: Stack) -> Iterator[Problem]:
@@ -665,7 +680,9 @@ def _sublayer(run: _Run, stage: int, name: str, streams: list[Tensor], partial: 
     parts = [partial(rank, inputs[rank]) for rank in ranks]
     total = all_reduce([part for part, _ in parts])
     sums = []
-    for rank, (_, bias) in enumerate(parts):
+    first = parts[0][1]
+    for rank, (_, own) in enumerate(parts):
+        bias = first if stack.quantization.algo in _GROUPWISE else own
         x = streams[rank] * stack.residual_scale + (total if bias is None else total + bias)
         sums.append(x.clamp(-_FP16_LIMIT, _FP16_LIMIT) if stack.clamped else x)
     return sums if stack.pre_norm else [_norm(run, stage, rank, norm, x) for rank, x in enumerate(sums)]
