@@ -83,7 +83,7 @@ def test_servers_with_vllm_refuse_what_it_does_not_load(
 
     assert result.code == 4
     assert "W4A16_AWQ, which vLLM does not load" in result.err
-    assert "package ARTIFACT triton" in result.err
+    assert "llmcompile package triton" in result.err
     assert not (tmp_path / "package").exists()
 
 

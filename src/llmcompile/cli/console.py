@@ -845,7 +845,7 @@ def _plan_lines(job: Job) -> list[str]:
         f"{job.located.label}: {_shape(job)}",
         f"read   {len(plan.tensors_read)} of {len(job.checkpoint.tensors)} tensors, {_size(source)} of "
         f"{job.checkpoint.format} in {len(job.checkpoint.files)} file{'' if len(job.checkpoint.files) == 1 else 's'}",
-        f"write  {job.layout.folder}: {len(plan.files)} tensor files, {_size(plan.output_bytes)} of "
+        f"write  {job.layout.folder.rjust(1, '.')}: {len(plan.files)} tensor files, {_size(plan.output_bytes)} of "
         f"{_elements(job)} for {ranks} rank{'' if ranks == 1 else 's'}{_mapping(job)}; {job.files} files in all",
         *_calibration_line(job),
         *_build_line(job.options, job.toolchain),
@@ -867,7 +867,9 @@ def _calibration_line(job: Job) -> Iterator[str]:
 
 
 def _mapping(job: Job) -> str:
-    """How the ranks come about, where there is more than tensor parallelism."""
+    """How the ranks come about, where there is more than tensor parallelism, or where they do when it runs."""
+    if job.options.backend == "trtllm" and job.options.target == "llmapi":
+        return f" (for tp {job.options.tp} x pp {job.options.pp})"
     layout = job.layout
     degrees = f"tp {layout.ranks}" + (f" x pp {layout.pp}" if layout.pp > 1 else "")
     experts = f", experts over {layout.moe_ep}" if layout.moe_ep > 1 else ""
@@ -1115,7 +1117,8 @@ def _next_rows(job: Job, manifest: Manifest) -> Iterator[tuple[str, str]]:
         flag = "--config" if job.options.release >= (1, 3) else "--extra_llm_api_options"
         folder = shlex.quote(output)
         yield "next", f"on the GPU host: trtllm-serve {folder} {flag} {shlex.quote(f'{output}/model.yaml')}"
-        yield "or", f"llmcompile package {folder} triton (or lmi, ray-serve)"
+        served = shlex.quote(f"{output.rstrip('/')}-triton")
+        yield "or", f"llmcompile package triton {folder} {served} (or lmi, ray-serve)"
         return
     if job.options.backend != "trtllm" or manifest.engine is not None:
         yield "next", f"llmcompile verify {shlex.quote(output)}"

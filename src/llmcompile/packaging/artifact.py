@@ -152,7 +152,7 @@ def refuse_in_vllm(artifact: Artifact) -> None:
             f"{artifact.path}/config.json: quantization_config",
             f"{algorithm}, which vLLM does not load",
             " or ".join(_VLLM_ALGORITHMS),
-            "llmcompile package ARTIFACT triton, for TensorRT-LLM; or build it with --quantization fp8",
+            "llmcompile package triton, for TensorRT-LLM; or build it with --quantization fp8",
         )
 
 

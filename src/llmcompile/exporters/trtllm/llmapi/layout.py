@@ -246,11 +246,13 @@ def _divided(architecture: Architecture, dims: Dims) -> Iterator[tuple[str, bool
 
 
 def _deviations(options: TrtllmOptions, recipe: Recipe | None) -> Iterator[tuple[str, str]]:
+    reasons = []
     if recipe is not None and recipe.algorithm == "FP8":
-        reason = "layers that the runtime fuses share a weight_scale: it would bring them to the largest itself"
-        yield "*.safetensors", reason
+        reasons.append("layers that the runtime fuses share a weight_scale, to which it would bring them itself")
     if options.kv_cache is not None:
-        yield "*.safetensors*", "k_scale and v_scale are equal, and at least one: so nothing is clipped"
+        reasons.append("k_scale and v_scale are equal and at least one, so that nothing is clipped")
+    if len(reasons) > 0:
+        yield "*.safetensors", "; ".join(reasons)
 
 
 def _notes(options: TrtllmOptions, recipe: Recipe | None) -> Iterator[str]:
