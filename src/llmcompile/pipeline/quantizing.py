@@ -27,7 +27,6 @@ from llmcompile.errors import (
 from llmcompile.exporters.trtllm import versions, without_engine
 from llmcompile.exporters.trtllm.comparison import QuantizeOptions
 from llmcompile.exporters.trtllm.options import WEIGHT_ONLY, TrtllmOptions
-from llmcompile.exporters.trtllm.rows import ENCODER_DECODER
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging import recipe_report as reports
 from llmcompile.pipeline import making, plotting, validating
@@ -217,9 +216,6 @@ def _candidate(
     except (OptionsError, UnsupportedError) as error:
         return [error]
     against: list[LlmCompileError] = [error for error in job.errors if isinstance(error, UnsupportedError | PlanError)]
-    if len(against) == 0 and job.architecture.name in ENCODER_DECODER:
-        found = f"{job.architecture.name}, an encoder-decoder, of which no text is scored"
-        against.append(UnsupportedError("config.json: architectures", found, "a decoder", _ENCODER_DECODER))
     if len(against) == 0 and len(job.plan.unpackable) > 0:
         against.append(collected(PlanError, job.plan.unpackable))
     if len(against) > 0:
@@ -230,7 +226,6 @@ def _candidate(
     return Candidate(recipe, job, _weights_bytes(job, made, report))
 
 
-_ENCODER_DECODER = "build its recipes one by one: llmcompile build trtllm --quantization w8a16 --stop-after checkpoint"
 _FLOATS = "start from the unquantized checkpoint; of this one build trtllm says the accuracy"
 
 
