@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -266,7 +267,8 @@ def compare_recipes(comparison: Comparison, view: RecipeView, report: Report) ->
             if not finished:
                 found = _made(candidate, view, work, measured, keep=options.keep)
                 work.write_bytes(file, found.model_dump_json().encode())
-                # What one recipe's run has let go of shall not add to the next one's.
+                # What one recipe's run has let go of, some of it in cycles, shall not add to the next one's.
+                gc.collect()
                 environment.trim_memory()
             done[candidate.name] = _Done.model_validate_json((work.path / file).read_bytes())
         recipes = _report(comparison, done)
