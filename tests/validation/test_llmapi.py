@@ -328,6 +328,8 @@ def test_what_is_whole_is_verified(run: Run, model: Callable[[str], Path], artif
         (("--max-batch-size", "0"), 2, "a whole number above 0"),
         (("--quantization", "fp8", "--group-size", "32"), 2, "drop --group-size"),
         (("--tp", "3"), 4, "heads"),
+        (("--quantization", "w8a16", "--calibrator", "modelopt"), 4, "drop --calibrator"),
+        (("--quantization", "w8a16", "--calib-dataset", "texts.txt"), 4, "drop --calib-dataset"),
         (("--moe-ep", "2", "--tp", "2"), 4, "without experts"),
         (("--quantization", "w8a16", "--trtllm-version", "1.0.0"), 4, "1.1 or later"),
         (("--quantization", "int4_awq", "--group-size", "96"), 4, "whole number of groups"),

@@ -245,7 +245,7 @@ def prepare_opened(
         plan = planned(checkpoint, architecture, dims, layout)
         layout, later = _with_what_comes_later(options, layout, plan)
         # All ranks of a Neuron artifact are held at once: XLA runs them side by side.
-        held = plan.output_bytes if options.backend == "neuron" else 0
+        held = plan.output_bytes if options.backend == "neuron" else _unpacked_bytes(options, checkpoint)
         calibration = _calibration(options, layout, checkpoint, dims)
         further = engine.disk_bytes(options, plan.output_bytes) + (0 if calibration is None else calibration.disk)
         resources = _resources(build, checkpoint, plan, further, held, calibration)
@@ -506,6 +506,13 @@ def after_calibration(build: BuildOptions, resources: Resources) -> Resources:
 def _allocated(folder: Path) -> int:
     """Bytes of disk the files of a folder take."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _unpacked_bytes(options: Options, checkpoint: Checkpoint) -> int:
+    """The largest matrix in float32, where the artifact's own are unpacked one by one for transformers to run."""
+    if not isinstance(options, TrtllmOptions) or options.target != "llmapi" or options.quantization is None:
+        return 0
+    return 4 * max((count(tensor.shape) for tensor in checkpoint.tensors.values()), default=0)
 
 
 def _validation_memory(checkpoint: Checkpoint) -> int:

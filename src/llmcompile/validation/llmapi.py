@@ -191,6 +191,18 @@ class _Oracle:
         """The paths of the modules with keys and values, in the order of the layers."""
         return tuple(name for name, _ in self._model[0].named_modules() if name.endswith(".self_attn"))
 
+    @cached_property
+    def folded(self) -> Mapping[str, Tensor]:
+        """Norm -> about what it multiplies the inputs of the layers behind by, in a recipe with such factors."""
+        if not any(kept.ending == "pre_quant_scale" for layer in self.layers.values() for kept in layer.form.beside):
+            return {}
+        found = {}
+        for norm in {name for layer in self.layers if (name := _norm_of(layer)) is not None}:
+            own = self.model_weight(f"{norm}.weight").to(self.dtype).float()
+            stored = self.folder.weights.read(f"{norm}.weight").float()
+            found[norm] = torch.where(own == 0, 0.0, stored / torch.where(own == 0, 1.0, own))
+        return found
+
     def model_weight(self, name: str) -> Tensor:
         """A parameter as the model's files have it."""
         return self.weights.read(self.sources[name])
@@ -256,7 +268,7 @@ def _norm_of(name: str) -> str | None:
 
 def _differences(oracle: _Oracle) -> Iterator[Problem]:
     """Tensors that are not the model's, cast or rounded by the recipe."""
-    folded = _folded(oracle)
+    folded = oracle.folded
     for name in oracle.parameters:
         layer = oracle.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         weight = oracle.model_weight(name)
@@ -273,18 +285,6 @@ def _differences(oracle: _Oracle) -> Iterator[Problem]:
             found = _plain_difference(weight, stored, factors, _MARGINS[oracle.folder.dtype])
         if found != "":
             yield Problem(name, found, f"{oracle.sources[name]} of the model, as it is stored", AGAIN)
-
-
-def _folded(oracle: _Oracle) -> Mapping[str, Tensor]:
-    """Norm -> about what it multiplies the inputs of the layers behind it by, in a recipe that has such factors."""
-    if not any(kept.ending == "pre_quant_scale" for layer in oracle.layers.values() for kept in layer.form.beside):
-        return {}
-    found = {}
-    for norm in {name for layer in oracle.layers if (name := _norm_of(layer)) is not None}:
-        own = oracle.model_weight(f"{norm}.weight").to(oracle.dtype).float()
-        stored = oracle.folder.weights.read(f"{norm}.weight").float()
-        found[norm] = torch.where(own == 0, 0.0, stored / torch.where(own == 0, 1.0, own))
-    return found
 
 
 def _plain_difference(weight: Tensor, stored: Tensor, factors: Tensor | None, margin: float) -> str:
@@ -347,7 +347,7 @@ def _largest(oracle: _Oracle, layer: Layer) -> float:
     weight, factors = oracle.model_weight(f"{layer.name}.weight"), layer.factors()
     norm = _norm_of(layer.name)
     if factors is None and layer.form.outputs == 2 and norm is not None:
-        factors = _folded(oracle)[norm]
+        factors = oracle.folded[norm]
     largest = 0.0
     for rows in row_blocks(*weight.shape):
         floats = weight[rows].to(oracle.dtype).float()
@@ -392,7 +392,7 @@ class _Scales:
 
     def __init__(self, oracle: _Oracle) -> None:
         self._oracle = oracle
-        self._folded = _folded(oracle)
+        self._folded = oracle.folded
         self._places: dict[tuple[int, str], list[Layer]] = {}
         for name, layer in oracle.layers.items():
             place = place_of(name)
@@ -551,7 +551,7 @@ class _AsStored:
 
     def __init__(self, oracle: _Oracle) -> None:
         self._oracle = oracle
-        self._folded = _folded(oracle)
+        self._folded = oracle.folded
 
     def names(self) -> Collection[str]:
         return self._oracle.parameters.keys()

@@ -166,6 +166,9 @@ def _recipe_refusals(family: str, dims: Dims, options: TrtllmOptions) -> Iterato
         yield Problem(
             "--calib-dataset", "given without --quantization", "a recipe that is calibrated", "drop --calib-dataset"
         )
+    if options.calibrator != "llmcompile" and (recipe is None or not recipe.calibrated or "experts" in dims.sizes):
+        why = "with experts" if "experts" in dims.sizes else f"for --quantization {name or 'none'}, which needs no data"
+        yield Problem("--calibrator", f"{options.calibrator} {why}", "llmcompile", "drop --calibrator")
     if recipe is None:
         return
     if not recipe.calibrated and options.calib_dataset is not None:
