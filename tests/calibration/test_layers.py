@@ -58,3 +58,40 @@ def test_parameters_are_named_as_the_model_names_them(saved: Callable[[str], Pat
     layers = taken_apart(saved("gpt2"))
 
     assert layers.stored[layers.name(1, "mlp.c_fc.weight")] == "transformer.h.1.mlp.c_fc.weight"
+
+
+# Two stacks
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("t5", (2, 3)), ("t5_v11", (2, 3)), ("bart", (2, 3))])
+def test_either_stack_is_taken_apart(family: str, sizes: tuple[int, int], tmp_path: Path) -> None:
+    """Layer by layer an encoder gives what it does in one piece; and a decoder, whatever the encoder gave."""
+    folder, model = models.save(family, tmp_path), models.build(family)
+    weights = StoredWeights([folder / "model.safetensors"])
+    tokens = torch.arange(3 * 9).reshape(3, 9) % models.VOCAB
+    behind = torch.cat((torch.full((3, 1), 2), tokens[:, :-1]), 1)
+    encoder = Layers(folder, weights, stack="encoder", layers=sizes[0])
+    decoder = Layers(folder, weights, stack="decoder", layers=sizes[1])
+    last: list[torch.Tensor] = []
+
+    def look(module: object, given: object, output: object) -> None:
+        last.append(output if isinstance(output, torch.Tensor) else output[0])  # type: ignore[index]
+
+    with torch.inference_mode():
+        encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
+        model.get_submodule(decoder.name(sizes[1] - 1, "")[:-1]).register_forward_hook(look)
+        model.get_decoder()(input_ids=behind, encoder_hidden_states=encoded)
+        model.get_decoder()(input_ids=behind, encoder_hidden_states=encoded / 2)
+
+    hidden = encoder.embed(tokens)
+    for layer in range(sizes[0]):
+        hidden = encoder.run(layer, hidden)
+    given = encoder.finish(tokens, hidden)
+
+    assert torch.allclose(given, encoded, rtol=1e-4, atol=1e-5)
+    first = decoder.embed(behind, given)
+    for share, wanted in zip((1, 2), last, strict=True):
+        states = first
+        for layer in range(sizes[1]):
+            states = decoder.run(layer, torch.cat((states, given / share), 1))
+        assert torch.allclose(states, wanted, rtol=1e-4, atol=1e-4)
