@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,8 +27,12 @@ _CACHED_ELEMENTS = 1 << 20
 """Weights the search works on at once, in place: what the processor's cache holds."""
 
 
+Place: TypeAlias = tuple[str, int | None]
+"""A group, and which of its inputs, where it has several."""
+
+
 @dataclass
-class _Seen:
+class Seen:
     """The inputs of a group of linear layers.
 
     Attributes:
@@ -89,7 +94,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class _Matrix:
+class Matrix:
     """A linear layer of a layer.
 
     Attributes:
@@ -133,14 +138,14 @@ def measure_layer(
     Raises:
         CheckpointError: An activation is not finite, or a group has no linear layer.
     """
-    matrices = _matrices(layers, layer, places)
+    matrices = find_matrices(layers, layer, places)
     readers = {(group, matrix.reader): matrix.module for group, found in matrices.items() for matrix in found[::-1]}
-    seen = {place: _Seen() for place in readers}
+    seen = {place: Seen() for place in readers}
     largest = {"cache": 0.0}
     searched = measurement.columns == "search"
     every = max(1, total_tokens // _SEARCHED_TOKENS) if searched else 0
 
-    def on_input(place: _Place, x: Tensor) -> None:
+    def on_input(place: Place, x: Tensor) -> None:
         if x.numel() > 0:
             seen[place].add(x, sums=searched, every=every)
 
@@ -149,16 +154,16 @@ def measure_layer(
 
     hooks = []
     if measurement.linears:
-        hooks += [module.register_forward_pre_hook(_first(on_input, place)) for place, module in readers.items()]
+        hooks += [module.register_forward_pre_hook(input_hook(on_input, place)) for place, module in readers.items()]
     if measurement.cache:
-        hooks += [module.register_forward_hook(_last(on_output)) for module in _cached(layers, layer, places)]
+        hooks += [module.register_forward_hook(output_hook(on_output)) for module in find_cached(layers, layer, places)]
     try:
         for hidden in batches:
             done(layers.run(layer, hidden))
     finally:
         for hook in hooks:
             hook.remove()
-    _refuse_non_finite(layer, seen, largest["cache"])
+    refuse_non_finite(layer, seen, largest["cache"])
     linears = {}
     if measurement.linears:
         linears = {
@@ -184,21 +189,24 @@ def measure_layer(
     )
 
 
-_Place = tuple[str, int | None]
-"""A group, and which of its inputs, where it has several."""
-
-
-def _first(
-    function: Callable[[_Place, Tensor], None], place: _Place
+def input_hook(
+    function: Callable[[Place, Tensor], None], place: Place
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook before a linear layer that hands over its inputs and their place."""
     return lambda module, arguments: function(place, arguments[0])
 
 
-def _last(function: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
+def output_hook(function: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
+    """A hook behind a module that hands over its outputs."""
     return lambda module, arguments, output: function(output)
 
 
-def _refuse_non_finite(layer: int, seen: Mapping[_Place, _Seen], cache: float) -> None:
+def refuse_non_finite(layer: int, seen: Mapping[Place, Seen], cache: float) -> None:
+    """Stop where an input, or the largest of what is cached, is no number.
+
+    Raises:
+        CheckpointError: It is.
+    """
     wrong = {
         group: None
         for (group, _), found in seen.items()
@@ -211,16 +219,20 @@ def _refuse_non_finite(layer: int, seen: Mapping[_Place, _Seen], cache: float) -
         )
 
 
-def _cached(layers: Layers, layer: int, places: Places) -> Iterable[nn.Module]:
+def find_cached(layers: Layers, layer: int, places: Places) -> Iterable[nn.Module]:
     """What gives the layer's queries, keys and values."""
     for path, module in layers.modules[layer].named_modules():
         if layers.stored.get(layers.name(layer, f"{path}.weight")) in places.cached:
             yield module
 
 
-def _matrices(layers: Layers, layer: int, places: Places) -> dict[str, list[_Matrix]]:
-    """The linear layers of each group, in the model's order."""
-    found: dict[str, list[_Matrix]] = {}
+def find_matrices(layers: Layers, layer: int, places: Places) -> dict[str, list[Matrix]]:
+    """The linear layers of each group, in the model's order.
+
+    Raises:
+        CheckpointError: A group has none.
+    """
+    found: dict[str, list[Matrix]] = {}
     for path, module in layers.modules[layer].named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
@@ -228,7 +240,7 @@ def _matrices(layers: Layers, layer: int, places: Places) -> dict[str, list[_Mat
         stored = layers.stored[layers.name(layer, f"{path}.weight")]
         group = places.groups.get(stored)
         if group is not None:
-            matrix = _Matrix(module, stored, type(module).__name__ == "Conv1D", places.readers.get(stored))
+            matrix = Matrix(module, stored, type(module).__name__ == "Conv1D", places.readers.get(stored))
             found.setdefault(group, []).append(matrix)
     missing = [group for group in dict.fromkeys(places.groups.values()) if group not in found]
     if len(missing) > 0:
@@ -237,8 +249,8 @@ def _matrices(layers: Layers, layer: int, places: Places) -> dict[str, list[_Mat
 
 
 def _measured(
-    matrices: list[_Matrix],
-    seen: Mapping[int | None, _Seen],
+    matrices: list[Matrix],
+    seen: Mapping[int | None, Seen],
     *,
     own: bool,
     weights: Weights,
@@ -259,17 +271,17 @@ def _measured(
     inputs_C: Array = torch.stack(found).amax(0).numpy()
     weights_EC = {matrix.reader: np.zeros_like(inputs_C) for matrix in matrices}
     for matrix in matrices:
-        for rows in _blocks(matrix, weights, dtype):
+        for rows in row_blocks(matrix, weights, dtype):
             largest = weights_EC[matrix.reader]
             np.maximum(largest, rows.abs().amax(0).numpy(), out=largest)
     weights_C = np.maximum.reduce([*weights_EC.values()])
     columns: Array | None = None
     if measurement.columns == "smooth":
-        columns = _rounded(smoothing_columns(inputs_C, weights_C), dtype)
+        columns = rounded(smoothing_columns(inputs_C, weights_C), dtype)
     elif measurement.columns == "search":
         sums = [one.sums_C for one in seen.values() if one.sums_C is not None]
         means_C = (torch.stack(sums).sum(0) / sum(one.tokens for one in seen.values())).float().numpy()
-        tried = [_rounded(factors, dtype) for factors in search_columns(means_C)]
+        tried = [rounded(factors, dtype) for factors in search_columns(means_C)]
         kept = {reader: torch.cat(one.kept) for reader, one in seen.items()}
         columns = _best(tried, matrices, kept, weights, dtype, measurement.group_size)
     factors_C = np.ones_like(inputs_C) if columns is None else columns
@@ -286,12 +298,13 @@ def _measured(
     )
 
 
-def _rounded(columns_C: Array, dtype: torch.dtype) -> Array:
+def rounded(columns_C: Array, dtype: torch.dtype) -> Array:
+    """Factors of values that `dtype` holds, in float32."""
     values: Array = torch.from_numpy(columns_C).to(dtype).float().numpy()
     return values
 
 
-def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
+def row_blocks(matrix: Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:
     """Rows of the matrix (N, C) as the artifact has them, in float32."""
     whole = weights.read(matrix.stored)
     whole = whole.T if matrix.in_first else whole
@@ -302,7 +315,7 @@ def _blocks(matrix: _Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[T
 
 def _best(
     tried: list[Array],
-    matrices: list[_Matrix],
+    matrices: list[Matrix],
     kept: Mapping[int | None, Tensor],
     weights: Weights,
     dtype: torch.dtype,
@@ -320,7 +333,7 @@ def _best(
         if matrix.reader not in kept:
             continue
         kept_TC = kept[matrix.reader]
-        for block in _blocks(matrix, weights, dtype):
+        for block in row_blocks(matrix, weights, dtype):
             for rows in torch.split(block, max(1, _CACHED_ELEMENTS // block.shape[1])):
                 error, moved = torch.empty_like(rows), rows.new_empty(len(rows), len(kept_TC))
                 for index, columns in enumerate(factors):

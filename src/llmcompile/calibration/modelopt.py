@@ -29,16 +29,16 @@ from torch.utils.hooks import RemovableHandle
 from llmcompile.calibration.layers import Layers
 from llmcompile.calibration.measuring import (
     LayerRanges,
+    Matrix,
     Places,
-    _blocks,
-    _cached,
-    _first,
-    _last,
-    _matrices,
-    _Matrix,
-    _refuse_non_finite,
-    _rounded,
-    _Seen,
+    Seen,
+    find_cached,
+    find_matrices,
+    input_hook,
+    output_hook,
+    refuse_non_finite,
+    rounded,
+    row_blocks,
 )
 from llmcompile.errors import CheckpointError, ToolchainError
 from llmcompile.ranges import SMOOTHING, Measured, Measurement, bounded
@@ -114,29 +114,29 @@ def measure_layer(
         CheckpointError: A weight or an activation is not finite, or a group has no linear layer.
         ToolchainError: modelopt stopped, or left a linear layer as it is.
     """
-    matrices = _matrices(layers, layer, places)
+    matrices = find_matrices(layers, layer, places)
     _fill(layers, layer, weights)
     with _quietly(), torch.inference_mode():
         from modelopt.torch import quantization
         from modelopt.torch.quantization.calib import MaxCalibrator
 
-        seen = {group: _Seen() for group in matrices}
+        seen = {group: Seen() for group in matrices}
         cache = MaxCalibrator()
         forward = _Forward(layers, layer, batches, samples=samples, done=done)
 
         # modelopt stops at what is no number too, but does not say where.
         def on_input(place: tuple[str, int | None], x: Tensor) -> None:
             seen[place[0]].add(x, sums=False, every=0)
-            _refuse_non_finite(layer, {place: seen[place[0]]}, 0.0)
+            refuse_non_finite(layer, {place: seen[place[0]]}, 0.0)
 
         def on_output(y: Tensor) -> None:
-            _refuse_non_finite(layer, {}, float(y.abs().amax()))
+            refuse_non_finite(layer, {}, float(y.abs().amax()))
             cache.collect(y)
 
         for group, found in matrices.items():
-            forward.hooks.append(found[0].module.register_forward_pre_hook(_first(on_input, (group, None))))
-        for module in _cached(layers, layer, places) if measurement.cache else []:
-            forward.hooks.append(module.register_forward_hook(_last(on_output)))
+            forward.hooks.append(found[0].module.register_forward_pre_hook(input_hook(on_input, (group, None))))
+        for module in find_cached(layers, layer, places) if measurement.cache else []:
+            forward.hooks.append(module.register_forward_hook(output_hook(on_output)))
         if measurement.linears:
             assert recipe is not None
             config = _config(getattr(quantization, PRESETS[recipe]), recipe, measurement.group_size)
@@ -244,8 +244,8 @@ def _config(preset: Mapping[str, Any], recipe: str, group_size: int) -> dict[str
 
 def _measured(
     layer: int,
-    matrices: list[_Matrix],
-    seen: _Seen,
+    matrices: list[Matrix],
+    seen: Seen,
     *,
     weights: Weights,
     measurement: Measurement,
@@ -262,14 +262,14 @@ def _measured(
         largest = torch.stack([module.weight_quantizer.amax.reshape(()) for module in modules]).amax()
         return Measured(max(float(module.input_quantizer.amax) for module in modules), float(largest.to(dtype).float()))
     factors = torch.stack([module.input_quantizer.pre_quant_scale.float().reshape(-1) for module in modules])
-    columns = _rounded(bounded(factors.mean(0).numpy()), dtype)
+    columns = rounded(bounded(factors.mean(0).numpy()), dtype)
     # int4_awq leaves inputs as they are, so modelopt has no range of them.
     inputs = [module.input_quantizer._amax_for_smoothing.reshape(-1) for module in modules if _smoothed(module)]
     assert seen.largest_C is not None
     inputs_C = (torch.stack(inputs).amax(0) if len(inputs) > 0 else seen.largest_C).numpy()
     weights_C = np.zeros_like(inputs_C)
     for matrix in matrices:
-        for rows in _blocks(matrix, weights, dtype):
+        for rows in row_blocks(matrix, weights, dtype):
             np.maximum(weights_C, rows.abs().amax(0).numpy(), out=weights_C)
     return Measured(float((inputs_C * columns).max()), float((weights_C / columns).max()), columns)
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmcompile.errors import CheckpointError, OptionsError
-from llmcompile.packaging import compose, dotenv, neuron_env
+from llmcompile.packaging import neuron_env
 from llmcompile.packaging.neuron_env import DECODERS, IMAGES, Image, Record
 from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_rtx
 
@@ -60,6 +60,7 @@ def plan(artifact: Artifact, options: TgiOptions, request: Request) -> Package:
         UnsupportedError: The model is no decoder, or the image would refuse it.
         OptionsError: A limit contradicts what was compiled.
     """
+    from llmcompile.packaging import compose, dotenv
     from llmcompile.writing import MANIFEST
 
     image = IMAGES[request.version]
@@ -160,6 +161,8 @@ RULES: Mapping[str, str] = MappingProxyType(
 
 def detect(tree: Tree) -> bool:
     """Whether an image in docker-compose.yaml, or a .env, with it or alone, is for one of these."""
+    from llmcompile.packaging import compose, dotenv
+
     file = compose.find(tree)
     if not tree.files.keys().isdisjoint(_OTHERS):
         return False
