@@ -52,6 +52,8 @@ CACHED: Mapping[str, str] = MappingProxyType(
 SMOOTHING = 0.5
 """Exponent of SmoothQuant: how much of the inputs' range the weights take over.
 Source: Xiao et al. 2022, SmoothQuant, section 4.2; NVIDIA/TensorRT-LLM@v0.13.0:examples/llama/convert_checkpoint.py."""
+SEARCHED_TOKENS = 512
+"""Tokens whose inputs AWQ's search looks at, evenly spaced over all samples."""
 STEPS = 11
 """Exponents that AWQ's search tries, from 0 to 1.
 Source: nvidia-modelopt 0.47.0: modelopt/torch/quantization/model_calib.py (awq_lite, alpha_step 0.1)."""

@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from llmcompile.calibration.layers import Layers
 from llmcompile.errors import CheckpointError
-from llmcompile.ranges import EXPERTS, Measured, Measurement, search_columns, smoothing_columns
+from llmcompile.ranges import EXPERTS, SEARCHED_TOKENS, Measured, Measurement, search_columns, smoothing_columns
 from llmcompile.transforms import Array
 from llmcompile.validation.reference import Weights
 
-_SEARCHED_TOKENS = 512
-"""Tokens whose inputs are kept for the search, evenly spaced over all samples."""
 _BLOCK_ELEMENTS = 1 << 22
 """Weights that are in float32 at once."""
 _CACHED_ELEMENTS = 1 << 20
@@ -143,7 +141,7 @@ def measure_layer(
     seen = {place: Seen() for place in readers}
     largest = {"cache": 0.0}
     searched = measurement.columns == "search"
-    every = max(1, total_tokens // _SEARCHED_TOKENS) if searched else 0
+    every = max(1, total_tokens // SEARCHED_TOKENS) if searched else 0
 
     def on_input(place: Place, x: Tensor) -> None:
         if x.numel() > 0:

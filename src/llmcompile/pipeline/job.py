@@ -39,7 +39,7 @@ from llmcompile.exporters.trtllm.options import TrtllmOptions
 from llmcompile.packaging import manifest as records
 from llmcompile.pipeline import engine
 from llmcompile.plan import Plan, make_plan, sharded
-from llmcompile.ranges import STEPS, Ranges
+from llmcompile.ranges import SEARCHED_TOKENS, STEPS, Ranges
 from llmcompile.writing import check_no_leftovers, check_replaceable, work_path
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ _CALIBRATED_BYTES = 320 << 20
 _BLOCK_BYTES = 256 << 20
 BATCH_TOKENS = 2048
 """Tokens that go through a layer at once in calibration, more or less: weights are read again for each batch."""
-_SEARCHED_TOKENS = 512
-"""Tokens that AWQ's search looks at."""
 _BUILT_IN_TOKENS = 1024
 """More than the built-in text has with any usual tokenizer."""
 
@@ -426,7 +424,7 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
     scores = 3 * batch * length * sizes["heads"]
     kept = 0
     if layout.measurement.columns == "search":
-        kept = _SEARCHED_TOKENS * (2 * hidden + sum(matrices * (hidden + width) for width, matrices in inner))
+        kept = SEARCHED_TOKENS * (2 * hidden + sum(matrices * (hidden + width) for width, matrices in inner))
     elements = [count(tensor.shape) for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2]
     tables = sizes["vocab"] * hidden
     # A linear layer as it is stored and in float32, the inner activations of a gated feed-forward, the attention's.
@@ -438,7 +436,7 @@ def _calibration(options: Options, layout: Layout, checkpoint: Checkpoint, dims:
     # What goes into a layer, and what comes out; what an encoder gave stays beside.
     files = 3 if "decoder_layers" in sizes else 2
     if layout.measurement.columns == "search":
-        multiplied += STEPS * multiplied * _SEARCHED_TOKENS // max(1, samples * length)
+        multiplied += STEPS * multiplied * SEARCHED_TOKENS // max(1, samples * length)
     return Calibration(
         samples=samples,
         tokens=length,

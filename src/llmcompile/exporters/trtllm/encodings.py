@@ -23,7 +23,7 @@ INT32 = BY_NAME["int32"]
 UINT8 = BY_NAME["uint8"]
 
 
-def _beside(name: str, ending: str) -> str:
+def beside(name: str, ending: str) -> str:
     """The name of a tensor that stands beside the weight called `name`."""
     return name.removesuffix("weight") + ending
 
@@ -38,7 +38,7 @@ def weight_only(bits: int) -> Encoding:
         *experts, out, inp = shape
         return (
             TensorSpec(name, INT8, (*experts, inp, out * bits // 8)),
-            TensorSpec(_beside(name, "per_channel_scale"), dtype, (*experts, out)),
+            TensorSpec(beside(name, "per_channel_scale"), dtype, (*experts, out)),
         )
 
     return Encoding(
@@ -171,8 +171,8 @@ def awq(group_size: int) -> Encoding:
         *experts, out, inp = shape
         return (
             TensorSpec(name, INT8, (*experts, out // 2, inp)),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (*experts, out, inp // group_size)),
-            TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (*experts, inp)),
+            TensorSpec(beside(name, "weights_scaling_factor"), FP32, (*experts, out, inp // group_size)),
+            TensorSpec(beside(name, "prequant_scaling_factor"), dtype, (*experts, inp)),
         )
 
     def check(shape: Shape) -> Misfit | None:
@@ -198,7 +198,7 @@ def fp8_rowwise(clamp: float) -> Encoding:
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec(name, FP8, shape),
-            TensorSpec(_beside(name, "per_channel_scale"), FP32, shape[:-1]),
+            TensorSpec(beside(name, "per_channel_scale"), FP32, shape[:-1]),
         )
 
     return Encoding(
@@ -210,16 +210,18 @@ def fp8_rowwise(clamp: float) -> Encoding:
 
 
 @dataclass(frozen=True)
-class _Beside:
+class Beside:
     """An encoder and tensors of its linear layer that do not depend on the weights' values."""
 
     kernel: Encoder
     more: Sequence[Array]
 
     def encode(self, block: Array, part: int) -> Array:
+        """As the kernel does."""
         return self.kernel.encode(block, part)
 
     def rest(self) -> Sequence[Array]:
+        """The kernel's, and then `more`."""
         return (*self.kernel.rest(), *self.more)
 
 
@@ -250,15 +252,15 @@ def fp8_measured(found: Measured | None, joined: int) -> Encoding:
         assert found is not None, "started before calibration"
         inputs = _single(step_of(found.inputs, FP8_STEPS))
         if found.experts is None:
-            return _Beside(quantization.Fp8Tensor(dtype, step_of(found.weights, FP8_STEPS)), (inputs,))
+            return Beside(quantization.Fp8Tensor(dtype, step_of(found.weights, FP8_STEPS)), (inputs,))
         steps = (step_of(float(largest), FP8_STEPS) for largest in asides[0])
-        return _Beside(_Experts((quantization.Fp8Tensor(dtype, step) for step in steps), joined), (inputs,))
+        return Beside(_Experts((quantization.Fp8Tensor(dtype, step) for step in steps), joined), (inputs,))
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec(name, FP8, shape),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (*shape[:-2], 1)),
-            TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
+            TensorSpec(beside(name, "weights_scaling_factor"), FP32, (*shape[:-2], 1)),
+            TensorSpec(beside(name, "activation_scaling_factor"), FP32, (1,)),
         )
 
     experts = None if found is None else found.experts
@@ -300,15 +302,15 @@ def int8_smooth(found: Measured | None) -> Encoding:
         assert found is not None, "started before calibration"
         (columns,) = asides
         more = (_single(step_of(found.inputs, INT8_STEPS)), from_float32(columns, dtype))
-        return _Beside(quantization.SmoothInt8(dtype, columns), more)
+        return Beside(quantization.SmoothInt8(dtype, columns), more)
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         out, inp = shape
         return (
             TensorSpec(name, INT8, shape),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (out,)),
-            TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
-            TensorSpec(_beside(name, "prequant_scaling_factor"), dtype, (inp,)),
+            TensorSpec(beside(name, "weights_scaling_factor"), FP32, (out,)),
+            TensorSpec(beside(name, "activation_scaling_factor"), FP32, (1,)),
+            TensorSpec(beside(name, "prequant_scaling_factor"), dtype, (inp,)),
         )
 
     columns = None if found is None else found.columns
@@ -329,12 +331,12 @@ def awq_measured(found: Measured | None, group_size: int, *, activations: bool) 
         more = [np.tile(from_float32(columns, dtype), 1 if len(experts) == 0 else len(experts[0]))]
         if activations:
             more += [_single(step_of(found.inputs, FP8_STEPS)), _single(step_of(found.weights, FP8_STEPS))]
-        return _Beside(quantization.GroupwiseAwq(dtype, group_size, columns), more)
+        return Beside(quantization.GroupwiseAwq(dtype, group_size, columns), more)
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         more = ("activation_scaling_factor", "weights_scaling_factor_2") if activations else ()
-        beside = (TensorSpec(_beside(name, ending), FP32, (1,)) for ending in more)
-        return (*plain.tensors(name, shape, dtype), *beside)
+        scalars = (TensorSpec(beside(name, ending), FP32, (1,)) for ending in more)
+        return (*plain.tensors(name, shape, dtype), *scalars)
 
     if found is None:
         return replace(plain, name="int4 AWQ", start=start, tensors=tensors)
@@ -365,18 +367,18 @@ def fp4_measured(found: Measured | None, joined: int, tile: tuple[int, int]) -> 
         assert found is not None, "started before calibration"
         inputs = _single(step_of(found.inputs, FP4_STEPS))
         if found.experts is None:
-            return _Beside(quantization.Nvfp4(dtype, step_of(found.weights, FP4_STEPS)), (inputs,))
+            return Beside(quantization.Nvfp4(dtype, step_of(found.weights, FP4_STEPS)), (inputs,))
         steps = (step_of(float(largest), FP4_STEPS) for largest in asides[0])
-        return _Beside(_Experts((quantization.Nvfp4(dtype, step) for step in steps), joined), (inputs,))
+        return Beside(_Experts((quantization.Nvfp4(dtype, step) for step in steps), joined), (inputs,))
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         *experts, out, inp = shape
         blocks = inp // quantization.NVFP4_BLOCK
         return (
             TensorSpec(name, UINT8, (*experts, out, inp // 2)),
-            TensorSpec(_beside(name, "weights_scaling_factor"), FP8, (*experts, out, blocks)),
-            TensorSpec(_beside(name, "weights_scaling_factor_2"), FP32, (1,) if len(experts) == 0 else tuple(experts)),
-            TensorSpec(_beside(name, "activation_scaling_factor"), FP32, (1,)),
+            TensorSpec(beside(name, "weights_scaling_factor"), FP8, (*experts, out, blocks)),
+            TensorSpec(beside(name, "weights_scaling_factor_2"), FP32, (1,) if len(experts) == 0 else tuple(experts)),
+            TensorSpec(beside(name, "activation_scaling_factor"), FP32, (1,)),
         )
 
     def check(shape: Shape) -> Misfit | None:
@@ -397,7 +399,7 @@ def fp8_requantized() -> Encoding:
         return quantization.Fp8Requant([float(scale.reshape(-1)[0]) for scale in asides])
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(name, FP8, shape), TensorSpec(_beside(name, "weights_scaling_factor"), FP32, (1,)))
+        return (TensorSpec(name, FP8, shape), TensorSpec(beside(name, "weights_scaling_factor"), FP32, (1,)))
 
     return Encoding(name="float8 of one scale", rows=1, start=start, tensors=tensors, fault=scale_fault)
 

@@ -9,39 +9,15 @@ NVIDIA/TensorRT-LLM@00bbf71e:tensorrt_llm/_torch/modules/linear.py (load_weights
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from llmcompile import quantization
-from llmcompile.dtypes import BY_NAME, FP32, INT8, DType, Shape
-from llmcompile.exporters.trtllm.encodings import FP8, FP8_STEPS, step_of
+from llmcompile.dtypes import FP32, INT8, DType, Shape
+from llmcompile.exporters.trtllm.encodings import FP4_STEPS, FP8, FP8_STEPS, UINT8, Beside, beside, step_of
 from llmcompile.plan import Encoder, Encoding, Misfit, TensorSpec
 from llmcompile.ranges import Measured
 from llmcompile.transforms import Array, from_float32, to_float32
-
-UINT8 = BY_NAME["uint8"]
-NVFP4_STEPS = 6 * 448
-"""Largest float4_e2m1 times largest float8_e4m3."""
-
-
-@dataclass(frozen=True)
-class _With:
-    """A kernel whose own further tensors are followed by `more`, which the weights' values do not decide."""
-
-    kernel: Encoder
-    more: Sequence[Array]
-
-    def encode(self, block: Array, part: int) -> Array:
-        return self.kernel.encode(block, part)
-
-    def rest(self) -> Sequence[Array]:
-        return (*self.kernel.rest(), *self.more)
-
-
-def beside(name: str, ending: str) -> str:
-    """The name of a tensor that stands beside the weight called `name`."""
-    return name.removesuffix("weight") + ending
 
 
 def _scalar(value: float) -> Array:
@@ -58,7 +34,7 @@ def fp8(found: Measured | None) -> Encoding:
     def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
         assert found is not None, "started before calibration"
         kernel = quantization.Fp8Tensor(dtype, step_of(found.weights, FP8_STEPS))
-        return _With(kernel, (_scalar(step_of(found.inputs, FP8_STEPS)),))
+        return Beside(kernel, (_scalar(step_of(found.inputs, FP8_STEPS)),))
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         scales = (TensorSpec(beside(name, ending), FP32, ()) for ending in ("weight_scale", "input_scale"))
@@ -104,8 +80,8 @@ def nvfp4(found: Measured | None) -> Encoding:
 
     def start(dtype: DType, asides: Sequence[Array]) -> Encoder:
         assert found is not None, "started before calibration"
-        kernel = quantization.Nvfp4(dtype, step_of(found.weights, NVFP4_STEPS))
-        return _With(kernel, (_scalar(step_of(found.inputs, NVFP4_STEPS)),))
+        kernel = quantization.Nvfp4(dtype, step_of(found.weights, FP4_STEPS))
+        return Beside(kernel, (_scalar(step_of(found.inputs, FP4_STEPS)),))
 
     def tensors(name: str, shape: Shape, dtype: DType) -> tuple[TensorSpec, ...]:
         out, inp = shape
