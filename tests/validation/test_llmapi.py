@@ -215,8 +215,8 @@ def flipped(name: str) -> Callable[[Path], None]:
     return tensors(change)
 
 
-UP, DOWN, Q, K, OUT = (
-    f"{LAYER}.{part}" for part in ("mlp.up_proj", "mlp.down_proj", *(f"self_attn.{p}_proj" for p in "qko"))
+UP, DOWN, Q, K, V, OUT = (
+    f"{LAYER}.{part}" for part in ("mlp.up_proj", "mlp.down_proj", *(f"self_attn.{p}_proj" for p in "qkvo"))
 )
 BREAKS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a weight of a plain checkpoint": ("none", flipped(f"{UP}.weight")),
@@ -305,6 +305,31 @@ def test_what_is_whole_is_verified(run: Run, model: Callable[[str], Path], artif
     output = artifact("llama_gqa", "int4_awq")
 
     assert run("verify", "--deep", "--model", model("llama_gqa"), output).code == 0
+
+
+@pytest.fixture(scope="session")
+def large_values(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose keys and values are beyond 448, so that a measured scale of its cache is above 1."""
+    folder = tmp_path_factory.mktemp("large") / "model"
+    shutil.copytree(model("llama_gqa"), folder)
+    held = load_file(folder / "model.safetensors")
+    held[f"{LAYER}.self_attn.v_proj.weight"] *= 2.0**10
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_the_cache_of_a_recipe_without_scales_of_inputs_is_measured(
+    run: Run, large_values: Path, tmp_path: Path
+) -> None:
+    """AWQ has data but no scales of inputs: its cache's scales are measured all the same, and both commands say so."""
+    output = tmp_path / "output"
+    asked = ("--target", "llmapi", "--quantization", "int4_awq", "--group-size", 64, "--kv-cache", "fp8")
+
+    built = run("build", "trtllm", "-m", large_values, *asked, output)
+
+    assert built.code == 0, built.err
+    assert float(load_file(output / "model.safetensors")[f"{V}.v_scale"]) > 1
+    assert run("verify", "--deep", "-m", large_values, output).code == 0
 
 
 # What is refused

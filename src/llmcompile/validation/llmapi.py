@@ -377,8 +377,9 @@ def _siblings(name: str) -> Sequence[str]:
 
 
 def _cache_differences(oracle: _Oracle) -> Iterator[Problem]:
-    """Scales of the cache: of finite numbers not below one, and one where nothing was measured."""
-    measured = any(layer.has("input_scale") for layer in oracle.layers.values())
+    """Scales of the cache: finite numbers not below one; and one with a recipe that measures nothing."""
+    kept = {kept.ending for layer in oracle.layers.values() for kept in layer.form.beside}
+    measured = oracle.subject.calibration is not None or not kept.isdisjoint({"input_scale", "pre_quant_scale"})
     for attention in oracle.attentions:
         for part in ("k", "v"):
             name = f"{attention}.{part}_proj.{part}_scale"
