@@ -6,6 +6,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from llmcompile import environment
 from llmcompile.calibration.layers import Layers
 from llmcompile.checkpoint.headers import Stored
 from llmcompile.checkpoint.reader import Reader
-from llmcompile.pipeline import making
+from llmcompile.pipeline import calibrating, making
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -502,6 +503,60 @@ def test_other_data_are_another_job(model: Callable[[str], Path], data: Path, ru
 
     assert result.code == 8
     assert "calibration.sha256 was null" in result.err
+
+
+def test_another_column_is_another_job(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges of one column of a file are not taken for those of another; the manifest says which it was."""
+    folder = save("gpt2", tmp_path / "model")
+    models.add_tokenizer(folder)
+    data = tmp_path / "a.jsonl"
+    data.write_text(json.dumps({"text": "a b c d " * 8, "other": "e f g h " * 8}))
+    command = arguments(folder, data, "fp8", "--no-validate")
+    original = Layers.run
+    with monkeypatch.context() as patch:
+
+        def stopped(self: Layers, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            if layer == 1:
+                raise Stopped
+            return original(self, layer, hidden)
+
+        patch.setattr(Layers, "run", stopped)
+        with pytest.raises(Stopped):
+            run(*command, tmp_path / "out")
+
+    other = run(*command, "--calib-column", "other", "--resume", tmp_path / "out")
+    whole = run(*command, "--calib-column", "other", tmp_path / "whole")
+
+    assert (other.code, 'calibration.column was "text"' in other.err) == (8, True), other.err
+    assert whole.code == 0, whole.err
+    assert json.loads((tmp_path / "whole" / "llmcompile.json").read_text())["calibration"]["column"] == "other"
+
+
+def test_other_tokens_of_the_same_data_are_another_job(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tokenizer gives whose own code changed, which no file's hash tells."""
+    command = arguments(model("gpt2"), data, "fp8", "--no-validate")
+    with monkeypatch.context() as patch:
+
+        def stopped(self: Layers, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            raise Stopped
+
+        patch.setattr(Layers, "run", stopped)
+        with pytest.raises(Stopped):
+            run(*command, tmp_path / "out")
+    original = calibrating.read
+
+    def others(job: Any) -> Any:
+        samples = original(job)
+        assert samples is not None
+        return replace(samples, tokens=samples.tokens.flip(0))
+
+    monkeypatch.setattr(calibrating, "read", others)
+
+    result = run(*command, "--resume", tmp_path / "out")
+
+    assert (result.code, "calibration.tokens_sha256 was" in result.err) == (8, True), result.err
 
 
 # Refusals and plans

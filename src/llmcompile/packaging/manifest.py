@@ -115,6 +115,7 @@ class Calibration(_Strict):
 
     data: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the file, or of the built-in text.")
+    column: str = Field("text", description="Key or column of each record's text, where the data are records of texts.")
     calibrator: Literal["llmcompile", "modelopt"] = Field("llmcompile", description="Whose arithmetic measured.")
     calibrator_version: str | None = Field(None, description="Release of nvidia-modelopt; null for our own.")
     samples: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,11 +76,15 @@ def identity(job: Job, samples: Samples | None) -> Mapping[str, object]:
     """What of the samples, and of who measures, decides the artifact's bytes."""
     if samples is None:
         return {}
+    assert isinstance(job.options, TrtllmOptions)
     calibrator, version = _calibrator(job)
     return {
         "calibration": {
             "sha256": samples.sha256,
+            "column": job.options.calib_column,
             "tokens": list(samples.tokens.shape),
+            # A tokenizer may run code of its own, which is in none of the files that are hashed.
+            "tokens_sha256": hashlib.sha256(samples.tokens.numpy().tobytes()).hexdigest(),
             "calibrator": calibrator,
             "version": version,
         }
@@ -483,11 +488,13 @@ def _ranges(content: bytes) -> LayerRanges:
 
 
 def _record(job: Job, samples: Samples, ranges: Ranges) -> records.Calibration:
+    assert isinstance(job.options, TrtllmOptions)
     count, length = samples.tokens.shape
     calibrator, version = _calibrator(job)
     return records.Calibration(
         data=samples.name,
         sha256=samples.sha256,
+        column=job.options.calib_column,
         calibrator=calibrator,
         calibrator_version=version,
         samples=count,
