@@ -23,7 +23,7 @@ from llmcompile.checkpoint.folder import open_checkpoint
 from llmcompile.errors import LlmCompileError
 from llmcompile.exporters.trtllm import encodings, layout
 from llmcompile.pipeline import validating
-from llmcompile.validation import trtllm
+from llmcompile.validation import calibrated, trtllm
 from llmcompile.validation.calibrated import Calibration, place_of, siblings
 from llmcompile.validation.checks import Check, Quality, problems_of
 from llmcompile.validation.tensorrt_llm.linears import fake_quantized
@@ -282,6 +282,28 @@ def test_part_of_the_data_bounds_scales_from_below(made: Callable[..., Made], mo
     assert complaints(artifact.subject()) == []
     assert "at least" in small[0]
     assert large == []
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "bart"])
+def test_samples_are_run_some_at_a_time(
+    family: str, made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all of them there is neither one batch nor one table of logits: memory does not grow with the samples."""
+    subject = made("fp8", family).subject()
+    run, shapes = trtllm.run_reference, list[tuple[int, ...]]()
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        found = run(*arguments, **keywords)
+        if keywords["prepare"] is not None and "positions" in keywords:
+            shapes.append((*keywords["tokens"].shape, *found.outputs["logits"].shape[:2]))
+        return found
+
+    monkeypatch.setattr(trtllm, "run_reference", counted)
+    monkeypatch.setattr(calibrated, "BATCH_TOKENS", 5 * 16)
+
+    assert complaints(subject) == []
+
+    assert shapes == [(5, 16, 5, 1), (5, 16, 5, 1), (2, 16, 2, 1)]
 
 
 def test_factors_that_ranks_do_not_share_are_caught(made: Callable[..., Made]) -> None:

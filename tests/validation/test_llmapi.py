@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import models
 from llmcompile.exporters.trtllm.llmapi.recipes import FAMILIES, PLAIN_ONLY
+from llmcompile.validation import calibrated, llmapi
 from llmcompile.writing import hash_file
 
 if TYPE_CHECKING:
@@ -298,6 +299,27 @@ def test_a_scale_of_inputs_that_was_not_measured_is_rejected(
 
     assert result.code == 7, result.err
     assert "q_proj.input_scale in the checkpoint" in result.err
+
+
+def test_samples_are_run_some_at_a_time(
+    run: Run, model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: memory does not grow with them."""
+    watched, sizes = llmapi.run_reference, list[int]()
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        if "positions" in keywords:
+            sizes.append(keywords["tokens"].numel())
+        return watched(*arguments, **keywords)
+
+    monkeypatch.setattr(llmapi, "run_reference", counted)
+    monkeypatch.setattr(calibrated, "BATCH_TOKENS", 128)
+    asked = ("--target", "llmapi", "--quantization", "fp8", "--calib-seq-len", 32, "--calib-size", 10)
+
+    result = run("build", "trtllm", "-m", model("llama_gqa"), *asked, tmp_path / "output")
+
+    assert result.code == 0, result.err
+    assert sizes == [120, 80], "of 20 tokens, which is what the model has positions for"
 
 
 def test_what_is_whole_is_verified(run: Run, model: Callable[[str], Path], artifact: Callable[..., Path]) -> None:

@@ -49,6 +49,8 @@ _CACHE_STEPS: Mapping[str, float] = {"INT8": 127.0, "FP8": 448.0}
 _SLACK = 2e-3
 """Relative; float32 adds in another order when the model runs in other batches."""
 _CALIBRATE = "convert the model again, with the data it was calibrated on"
+BATCH_TOKENS = 2048
+"""Tokens that are run at once, more or less: that bounds what the run takes, however many samples there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,11 @@ class Calibration:
 
     tokens: Tensor
     cache_measured: bool
+
+
+def batches(tokens: Tensor) -> Iterator[Tensor]:
+    """Samples, shape (samples, length), some at a time: about `BATCH_TOKENS` tokens, or one sample."""
+    yield from torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
 
 
 @dataclass

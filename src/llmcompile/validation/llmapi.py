@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from llmcompile.errors import MismatchError, Problem, collected
-from llmcompile.validation.calibrated import Calibration, Seen, place_of, scale_differences
+from llmcompile.validation.calibrated import Calibration, Seen, batches, place_of, scale_differences
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -426,17 +426,18 @@ def _calibration_differences(oracle: _Oracle) -> Iterator[Problem]:
     if calibration is None:
         return
     samples = max(1, _affordable(oracle.subject) // calibration.tokens.shape[1])
-    tokens, seen = calibration.tokens[:samples], Seen()
-    run_reference(
-        oracle.subject.checkpoint,
-        oracle.weights,
-        tokens=tokens,
-        decoder_tokens=None,
-        encoder_only=False,
-        prepare=seen.watch,
-        positions=torch.zeros(len(tokens), 1, dtype=torch.int64),
-        trust_remote_code=oracle.trust_remote_code,
-    )
+    seen = Seen()
+    for tokens in batches(calibration.tokens[:samples]):
+        run_reference(
+            oracle.subject.checkpoint,
+            oracle.weights,
+            tokens=tokens,
+            decoder_tokens=None,
+            encoder_only=False,
+            prepare=seen.watch,
+            positions=torch.zeros(len(tokens), 1, dtype=torch.int64),
+            trust_remote_code=oracle.trust_remote_code,
+        )
     yield from scale_differences(
         _Scales(oracle),
         seen,

@@ -133,8 +133,9 @@ def run_reference(
         prepare: Changes the model before it runs, where a runtime differs in more than config values say.
         attention: Attention of transformers: "eager", or "sdpa" where eager is wrong.
         arithmetic: What the model computes in, and its parameters are converted to; for how much 16 bits cost.
-        positions: Shape (batch, kept), int64: where in each row logits are wanted; None for everywhere. For a model
-            with next-token logits only; of a large vocabulary they are the largest tensor by far.
+        positions: Shape (batch, kept), int64: where in each row, of two stacks the decoder's, logits are wanted; None
+            for everywhere. For a model with next-token logits only; of a large vocabulary they are the largest tensor
+            by far.
         trust_remote_code: Run Python code found in `config_dir`.
         block_bytes: A linear layer larger than this in float32 bytes is computed in blocks of its rows, so
             this bounds what a vocabulary's head takes. Blocks may change results in the last bit.
@@ -171,7 +172,7 @@ def run_reference(
         )
         _stream(model, reader, block_bytes)
         if positions is not None:
-            if two or encodes:
+            if encoder_only or (encodes and not two):
                 raise ValueError(f"positions, but {type(config).__name__} describes no model with next-token logits")
             _keep(model, positions)
 

@@ -35,7 +35,7 @@ from llmcompile.errors import (
     ToolchainError,
     collected,
 )
-from llmcompile.validation.calibrated import Calibration, Seen, place_of, scale_differences, siblings
+from llmcompile.validation.calibrated import Calibration, Seen, batches, place_of, scale_differences, siblings
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -780,18 +780,18 @@ def _calibration_differences(subject: Subject, oracle: _Oracle) -> Iterator[Prob
         return
     samples = max(1, _affordable(subject) // calibration.tokens.shape[1])
     seen = Seen(two_stacks=subject.two_stacks)
-    tokens = calibration.tokens[:samples]
-    run_reference(
-        oracle.config,
-        oracle.weights,
-        tokens=tokens,
-        decoder_tokens=_behind_start(subject, tokens) if subject.two_stacks else None,
-        encoder_only=False,
-        prepare=seen.watch,
-        attention=_attention(subject),
-        positions=None if subject.two_stacks else torch.zeros(len(tokens), 1, dtype=torch.int64),
-        trust_remote_code=oracle.trust_remote_code,
-    )
+    for tokens in batches(calibration.tokens[:samples]):
+        run_reference(
+            oracle.config,
+            oracle.weights,
+            tokens=tokens,
+            decoder_tokens=_behind_start(subject, tokens) if subject.two_stacks else None,
+            encoder_only=False,
+            prepare=seen.watch,
+            attention=_attention(subject),
+            positions=torch.zeros(len(tokens), 1, dtype=torch.int64),
+            trust_remote_code=oracle.trust_remote_code,
+        )
     yield from scale_differences(
         Scales(subject.folder),
         seen,
