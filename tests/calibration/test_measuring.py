@@ -306,6 +306,21 @@ def test_an_activation_that_is_no_number_is_an_error(tmp_path: Path) -> None:
         measured(tmp_path, "llama", Measurement(), torch.float16)
 
 
+@pytest.mark.parametrize("columns", ["", "smooth"])
+def test_a_weight_beyond_the_artifacts_type_is_an_error(columns: str, tmp_path: Path) -> None:
+    """The tensor is named, with the type that holds it; in bfloat16 it is measured."""
+    model = models.build("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+    model.save_pretrained(tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight: .* in float16") as caught:
+        measured(tmp_path, "llama", Measurement(columns=columns), torch.float16)
+
+    assert caught.value.problems[0].hint == "--dtype bfloat16"
+    assert len(measured(tmp_path, "llama", Measurement(columns=columns), torch.bfloat16)) == 2
+
+
 # nvidia-modelopt's figures
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "calibration" / "ranges.json").read_text())

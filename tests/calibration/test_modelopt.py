@@ -224,6 +224,19 @@ def test_what_is_no_number_is_an_error(value: float, words: str, tmp_path: Path)
         measured(tmp_path, "fp8", theirs=True)
 
 
+@installed
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq"])
+def test_a_weight_beyond_the_artifacts_type_is_an_error(recipe: str, tmp_path: Path) -> None:
+    """As by our own measuring."""
+    model = models.build("llama", config=sizes("llama_gqa"))
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+    model.save_pretrained(tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight: .* in float16"):
+        measured(tmp_path, recipe, theirs=True, dtype=torch.float16)
+
+
 @pytest.mark.parametrize(("version", "words"), [("", "not installed"), ("0.19.0", "0.19.0")])
 def test_what_is_absent_or_too_old_is_said(version: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to type."""

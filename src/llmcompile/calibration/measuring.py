@@ -134,7 +134,7 @@ def measure_layer(
         done: Given the hidden states that come out of each batch.
 
     Raises:
-        CheckpointError: An activation is not finite, or a group has no linear layer.
+        CheckpointError: An activation or a weight of the artifact's type is not finite, or a group has no linear layer.
     """
     matrices = find_matrices(layers, layer, places)
     readers = {(group, matrix.reader): matrix.module for group, found in matrices.items() for matrix in found[::-1]}
@@ -269,9 +269,8 @@ def _measured(
     inputs_C: Array = torch.stack(found).amax(0).numpy()
     weights_EC = {matrix.reader: np.zeros_like(inputs_C) for matrix in matrices}
     for matrix in matrices:
-        for rows in row_blocks(matrix, weights, dtype):
-            largest = weights_EC[matrix.reader]
-            np.maximum(largest, rows.abs().amax(0).numpy(), out=largest)
+        largest = weights_EC[matrix.reader]
+        np.maximum(largest, largest_weights(matrix, weights, dtype), out=largest)
     weights_C = np.maximum.reduce([*weights_EC.values()])
     columns: Array | None = None
     if measurement.columns == "smooth":
@@ -300,6 +299,20 @@ def rounded(columns_C: Array, dtype: torch.dtype) -> Array:
     """Factors of values that `dtype` holds, in float32."""
     values: Array = torch.from_numpy(columns_C).to(dtype).float().numpy()
     return values
+
+
+def largest_weights(matrix: Matrix, weights: Weights, dtype: torch.dtype) -> Array:
+    """Largest magnitude of each input channel's weights as the artifact has them: shape (C,), float32.
+
+    Raises:
+        CheckpointError: One is no finite number of that type.
+    """
+    largest_C: Array = torch.stack([rows.abs().amax(0) for rows in row_blocks(matrix, weights, dtype)]).amax(0).numpy()
+    if not np.isfinite(largest_C).all():
+        name = str(dtype).removeprefix("torch.")
+        hint = "--dtype bfloat16" if dtype == torch.float16 else "look for NaN in the checkpoint"
+        raise CheckpointError(matrix.stored, f"a weight that is NaN or infinite in {name}", "finite numbers", hint)
+    return largest_C
 
 
 def row_blocks(matrix: Matrix, weights: Weights, dtype: torch.dtype) -> Iterable[Tensor]:

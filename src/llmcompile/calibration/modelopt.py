@@ -35,10 +35,10 @@ from llmcompile.calibration.measuring import (
     find_cached,
     find_matrices,
     input_hook,
+    largest_weights,
     output_hook,
     refuse_non_finite,
     rounded,
-    row_blocks,
 )
 from llmcompile.errors import CheckpointError, ToolchainError
 from llmcompile.ranges import SMOOTHING, Measured, Measurement, bounded
@@ -257,6 +257,7 @@ def _measured(
         if not hasattr(module, "weight_quantizer") or not module.weight_quantizer.is_enabled:
             found = f"layer {layer}: {matrix.stored} left as it is"
             raise ToolchainError(PACKAGE, found, "every linear layer quantized", "--calibrator llmcompile")
+    weights_C = np.maximum.reduce([largest_weights(matrix, weights, dtype) for matrix in matrices])
     if measurement.columns == "":
         # The largest of what was rounded is what was largest, rounded.
         largest = torch.stack([module.weight_quantizer.amax.reshape(()) for module in modules]).amax()
@@ -267,10 +268,6 @@ def _measured(
     inputs = [module.input_quantizer._amax_for_smoothing.reshape(-1) for module in modules if _smoothed(module)]
     assert seen.largest_C is not None
     inputs_C = (torch.stack(inputs).amax(0) if len(inputs) > 0 else seen.largest_C).numpy()
-    weights_C = np.zeros_like(inputs_C)
-    for matrix in matrices:
-        for rows in row_blocks(matrix, weights, dtype):
-            np.maximum(weights_C, rows.abs().amax(0).numpy(), out=weights_C)
     return Measured(float((inputs_C * columns).max()), float((weights_C / columns).max()), columns)
 
 
