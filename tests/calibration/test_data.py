@@ -154,6 +154,12 @@ def test_an_absent_column_is_answered_by_those_there_are(tmp_path: Path) -> None
     assert caught.value.problems[0].hint == "--calib-column with one of article, highlights"
 
 
+def test_a_plain_text_has_no_columns(tmp_path: Path) -> None:
+    """A column of one is refused by its own flag."""
+    with pytest.raises(OptionsError, match=r"--calib-column: article with a\.txt, a text without columns"):
+        check_dataset(write(tmp_path, "a.txt", "a b"), "article")
+
+
 def parquet(folder: Path, name: str, **columns: list[Any]) -> Path:
     """A .parquet file in groups of two rows."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow has no wheel for this Python")

@@ -588,6 +588,38 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("target", ["engine", "llmapi"])
+@pytest.mark.parametrize("recipe", [(), ("--quantization", "w4a16_awq")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--calib-size", 12), ("--calib-seq-len", 16), ("--calibrator", "modelopt")]
+)
+def test_what_is_said_of_data_needs_a_recipe_that_has_any(
+    flag: str, value: object, recipe: tuple[str, ...], target: str, run: Run, tmp_path: Path
+) -> None:
+    """Each flag is refused by its name, as --calib-dataset is, and is not ignored."""
+    folder = models.save("llama", tmp_path / "model", dtype="bfloat16", config={"hidden_size": 128})
+    more = ("--group-size", 64) if len(recipe) > 0 else ()
+    stop = ("--stop-after", "checkpoint") if target == "engine" else ()
+
+    result = run(
+        "build", "trtllm", "--target", target, *stop, "-m", folder, *recipe, *more, flag, value, tmp_path / "out"
+    )
+
+    assert (result.code, f"{flag}: given for --quantization" in result.err) == (4, True), result.err
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("target", ["engine", "llmapi"])
+def test_a_column_is_one_of_a_file(target: str, model: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    """The built-in text has none."""
+    stop = ("--stop-after", "checkpoint") if target == "engine" else ()
+    start = ("build", "trtllm", "--target", target, *stop, "-m", model("llama_gqa"), "--quantization", "fp8")
+
+    result = run(*start, "--calib-column", "article", tmp_path / "out")
+
+    assert (result.code, "--calib-column: article without --calib-dataset" in result.err) == (2, True), result.err
+
+
 @pytest.mark.parametrize(("name", "words"), [("a.csv", ".jsonl"), ("missing.txt", "No such file")])
 def test_a_dry_run_looks_at_the_data(
     name: str, words: str, model: Callable[[str], Path], run: Run, tmp_path: Path

@@ -94,6 +94,9 @@ def check_dataset(dataset: Path, column: str = COLUMN) -> None:
     """
     if dataset.suffix not in DATA_FILES:
         raise OptionsError(FLAG, f"{dataset}", _FORMATS, f"write the texts to {dataset.stem}.txt")
+    if dataset.suffix == ".txt" and column != COLUMN:
+        found = f"{column} with {dataset.name}, a text without columns"
+        raise OptionsError(COLUMN_FLAG, found, "records", f"drop {COLUMN_FLAG}")
     tokens = _token_lists(dataset, sys.maxsize, 1)
     if len(list(islice(_texts(dataset, column), 1)) if tokens is None else tokens) == 0:
         raise OptionsError(FLAG, f"{dataset} is empty", "a text", "choose another file")

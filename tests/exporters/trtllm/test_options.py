@@ -49,6 +49,8 @@ def test_the_defaults_are_an_unquantized_engine_of_the_last_release() -> None:
             {"from_checkpoint": Path("c"), "use_parallel_embedding": True},
             "--use-parallel-embedding: with --from-checkpoint",
         ),
+        ({"from_checkpoint": Path("c"), "calib_size": 4}, "--calib-size: with --from-checkpoint"),
+        ({"from_checkpoint": Path("c"), "calib_seq_len": 4}, "--calib-seq-len: with --from-checkpoint"),
         ({"from_checkpoint": Path("c"), "keep_checkpoint": True}, "--keep-checkpoint: with --from-checkpoint"),
         ({"engine": (("--output_dir", "x"),)}, "--output_dir: given as an engine flag"),
         ({"engine": (("--max_output_len", "9"),)}, "--max_output_len: trtllm-build of TensorRT-LLM 1.2.1 lacks it"),

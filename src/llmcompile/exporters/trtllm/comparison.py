@@ -10,7 +10,7 @@ from pathlib import Path
 from llmcompile.errors import OptionsError, Problem, collected
 from llmcompile.exporters.options import BuildOptions
 from llmcompile.exporters.trtllm import versions
-from llmcompile.exporters.trtllm.options import GROUPWISE, TrtllmOptions
+from llmcompile.exporters.trtllm.options import CALIBRATION, GROUPWISE, TrtllmOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,7 @@ class QuantizeOptions:
             quantization=recipe,
             dtype=self.dtype,
             kv_cache=self.kv_cache,
+            calib_dataset=self.calib_dataset,
             calib_column=self.calib_column,
             calib_size=self.calib_size,
             calib_seq_len=self.calib_seq_len,
@@ -89,14 +90,11 @@ class QuantizeOptions:
             target=self.target,
             stop_after=None if self.target == "llmapi" else "checkpoint",
         )
+        if recipe is None or not calibrated:
+            options = replace(options, **{name: getattr(TrtllmOptions, name) for name in CALIBRATION})
         if recipe is None:
-            return replace(options, kv_cache=None, calibrator=TrtllmOptions.calibrator)
-        return replace(
-            options,
-            group_size=self.group_size if recipe in GROUPWISE else options.group_size,
-            calib_dataset=self.calib_dataset if calibrated else None,
-            calibrator=self.calibrator if calibrated else TrtllmOptions.calibrator,
-        )
+            return replace(options, kv_cache=None)
+        return replace(options, group_size=self.group_size if recipe in GROUPWISE else options.group_size)
 
 
 def recipes_of(words: str | None) -> tuple[str, ...]:

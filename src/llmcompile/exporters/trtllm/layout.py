@@ -15,7 +15,7 @@ from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm import config as configs
 from llmcompile.exporters.trtllm import versions
 from llmcompile.exporters.trtllm.encodings import FP8_STEPS, INT8_STEPS, step_of
-from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.exporters.trtllm.options import TrtllmOptions, calibration_flags
 from llmcompile.exporters.trtllm.rows import (
     ENCODER_DECODER,
     FAMILIES,
@@ -392,10 +392,10 @@ def _calibration_refusals(
 ) -> Iterator[Problem]:
     """Models whose ranges cannot be measured, or whose cache holds something else than the projections' outputs."""
     measurement = _measurement(options, resolved)
-    if options.calib_dataset is not None and measurement is None:
+    for flag in calibration_flags(options) if measurement is None else []:
         found = f"given for --quantization {resolved.recipe or 'none'}, which needs no data"
-        hint = f"drop --calib-dataset, or choose one of {', '.join(versions.CALIBRATED)}"
-        yield Problem("--calib-dataset", found, "a recipe that is calibrated", hint)
+        hint = f"drop {flag}, or choose one of {', '.join(versions.CALIBRATED)}"
+        yield Problem(flag, found, "a recipe that is calibrated", hint)
     if measurement is None or architecture.name in ENCODER_DECODER:
         return
     if resolved.source != "":
@@ -410,10 +410,7 @@ def _calibrator_refusals(
     measurement, flag = _measurement(options, resolved), "--calibrator"
     if options.calibrator != "modelopt":
         return
-    if measurement is None:
-        found = f"modelopt for --quantization {resolved.recipe or 'none'}, which needs no data"
-        yield Problem(flag, found, "a recipe that is calibrated", "drop --calibrator")
-    elif measurement.linears and resolved.recipe not in MODELOPT:
+    if measurement is not None and measurement.linears and resolved.recipe not in MODELOPT:
         yield Problem(flag, f"modelopt with {resolved.recipe}", f"one of {', '.join(MODELOPT)}", "drop --calibrator")
     if "experts" in dims.sizes:
         found = "modelopt with experts: while it measures, each of them sees every token, and not its own"

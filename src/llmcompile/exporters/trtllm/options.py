@@ -25,6 +25,14 @@ OURS = {
     "--timing_cache": "--input-timing-cache and --output-timing-cache",
 }
 """Flags of trtllm-build that we pass ourselves, and where the value comes from."""
+CALIBRATION = {
+    "calib_dataset": "--calib-dataset",
+    "calib_column": "--calib-column",
+    "calib_size": "--calib-size",
+    "calib_seq_len": "--calib-seq-len",
+    "calibrator": "--calibrator",
+}
+"""Fields of TrtllmOptions that do nothing where nothing is calibrated -> their flags."""
 _API_FIRST: versions.Release = (0, 12)
 _CLI_ONLY = ("--model_cls_file", "--lora_dir", "--lora_target_modules", "--build_config", "--log_level")
 
@@ -126,7 +134,7 @@ class TrtllmOptions:
     def _check_llmapi(self) -> None:
         release = versions.check_llmapi_version(self.trtllm_version)
         _raise(UnsupportedError, [] if release is None else [release])
-        text = [*_mapping_contradictions(self), *_text_contradictions(self)]
+        text = [*_mapping_contradictions(self), *_data_contradictions(self), *_text_contradictions(self)]
         _raise(OptionsError, [*without_engine.unfit(self), *text])
         recipe = without_engine.unserved(self)
         _raise(UnsupportedError, [] if recipe is None else [recipe])
@@ -272,8 +280,14 @@ def _single_values(options: TrtllmOptions) -> list[Problem]:
     return problems
 
 
+def calibration_flags(options: object) -> list[str]:
+    """Those of `CALIBRATION` that options with these fields give another value than their default."""
+    return [flag for name, flag in CALIBRATION.items() if getattr(options, name) != getattr(TrtllmOptions, name)]
+
+
 def _contradictions(options: TrtllmOptions) -> Iterator[Problem]:
     yield from _recipe_contradictions(options)
+    yield from _data_contradictions(options)
     yield from _mapping_contradictions(options)
     yield from _embedding_contradictions(options)
     yield from _stage_contradictions(options)
@@ -289,6 +303,13 @@ def _recipe_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
         yield Problem("--group-size", found, f"--quantization {' or '.join(GROUPWISE)}", "drop --group-size")
     if recipe is not None and options.dtype == "float32":
         yield Problem("--dtype", f"float32 with --quantization {recipe}", "float16 or bfloat16", "--dtype float16")
+
+
+def _data_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
+    start = options.from_checkpoint is not None
+    if options.calib_column != TrtllmOptions.calib_column and options.calib_dataset is None and not start:
+        found = f"{options.calib_column} without --calib-dataset"
+        yield Problem("--calib-column", found, "both", "add --calib-dataset, or drop --calib-column")
 
 
 def _mapping_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
@@ -343,9 +364,7 @@ def _stage_contradictions(options: TrtllmOptions) -> Iterator[Problem]:
         decided = (
             ("--max-position-embeddings", options.max_position_embeddings is not None),
             ("--group-size", options.group_size != TrtllmOptions.group_size),
-            ("--calib-dataset", options.calib_dataset is not None),
-            ("--calib-column", options.calib_column != TrtllmOptions.calib_column),
-            ("--calibrator", options.calibrator != TrtllmOptions.calibrator),
+            *((flag, True) for flag in calibration_flags(options)),
             ("--use-parallel-embedding", options.use_parallel_embedding),
             ("--embedding-sharding-dim", options.embedding_sharding_dim != TrtllmOptions.embedding_sharding_dim),
             ("--use-embedding-sharing", options.use_embedding_sharing),

@@ -17,7 +17,7 @@ from llmcompile.exporters.trtllm.encodings import FP8_STEPS, step_of
 from llmcompile.exporters.trtllm.llmapi import documents
 from llmcompile.exporters.trtllm.llmapi.recipes import FAMILIES, PLAIN_ONLY, RECIPES, Recipe
 from llmcompile.exporters.trtllm.llmapi.rows import Stored, is_quantized, kept, name_of, rows
-from llmcompile.exporters.trtllm.options import TrtllmOptions
+from llmcompile.exporters.trtllm.options import TrtllmOptions, calibration_flags
 from llmcompile.plan import Row
 from llmcompile.ranges import GROUP_OF, GROUPS, Measurement, Ranges
 
@@ -162,19 +162,14 @@ def _recipe_refusals(family: str, dims: Dims, options: TrtllmOptions) -> Iterato
         asked = f"--quantization {name}" if recipe is not None else f"--kv-cache {options.kv_cache}"
         found = f"with {family}, {PLAIN_ONLY[family]}"
         yield Problem(asked.partition(" ")[0], found, "no quantization", f"drop {asked}, or {_ENGINE}")
-    if recipe is None and options.calib_dataset is not None:
-        yield Problem(
-            "--calib-dataset", "given without --quantization", "a recipe that is calibrated", "drop --calib-dataset"
-        )
-    if options.calibrator != "llmcompile" and (recipe is None or not recipe.calibrated or "experts" in dims.sizes):
-        why = "with experts" if "experts" in dims.sizes else f"for --quantization {name or 'none'}, which needs no data"
-        yield Problem("--calibrator", f"{options.calibrator} {why}", "llmcompile", "drop --calibrator")
+    calibrated = ", ".join(known for known, other in RECIPES.items() if other.calibrated)
+    if recipe is None or not recipe.calibrated:
+        found = f"given for --quantization {name or 'none'}, which needs no data"
+        yield from (Problem(flag, found, f"one of {calibrated}", f"drop {flag}") for flag in calibration_flags(options))
+    elif options.calibrator != TrtllmOptions.calibrator and "experts" in dims.sizes:
+        yield Problem("--calibrator", f"{options.calibrator} with experts", "llmcompile", "drop --calibrator")
     if recipe is None:
         return
-    if not recipe.calibrated and options.calib_dataset is not None:
-        calibrated = ", ".join(known for known, other in RECIPES.items() if other.calibrated)
-        found = f"given for --quantization {name}, which needs no data"
-        yield Problem("--calib-dataset", found, f"one of {calibrated}", "drop --calib-dataset")
     if "experts" in dims.sizes and not recipe.experts:
         suitable = " or ".join(known for known, other in RECIPES.items() if other.experts)
         yield Problem("--quantization", f"{name} with experts", suitable, "--quantization fp8")
