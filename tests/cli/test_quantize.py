@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -262,12 +263,50 @@ def test_a_failed_recipe_is_last_and_says_why() -> None:
 
 def test_what_is_best_is_said_in_words() -> None:
     """Not by a colour: the smallest, the closest, those to choose of, what was not made, how to read it."""
-    rows = dict(quantize_lines.rows(compared().report, "org/model", "out"))
+    options = QuantizeOptions(build=BuildOptions(model="org/model", output=Path("out")))
 
-    assert list(rows) == ["model", "smallest", "closest", "choose of", "not made", "note", "next"]
+    rows = dict(quantize_lines.rows(compared().report, options))
+
+    assert list(rows) == ["model", "smallest", "closest", "choose of", "not made", "note", "next", ""]
     assert rows["smallest"].startswith(f"{list(versions.RECIPES)[-1]}: ")
     assert rows["closest"].startswith(f"{next(iter(versions.RECIPES))}: KL 2.4e-03")
-    assert "--model org/model" in rows["next"]
+    assert rows["next"] == "read out/quantize.md; then, say:"
+
+
+def test_what_was_measured_is_what_is_built_next(model: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    """The command that is printed makes the checkpoint with the cache and the data of the comparison."""
+    data = tmp_path / "tokens.jsonl"
+    data.write_text("".join(json.dumps({"input_ids": list(range(start, start + 20))}) + "\n" for start in range(4)))
+    options = (
+        "--calib-dataset",
+        data,
+        "--calib-size",
+        4,
+        "--calib-seq-len",
+        16,
+        "--kv-cache",
+        "fp8",
+        "--dtype",
+        "bfloat16",
+    )
+    result = run("quantize", "-m", model, "--recipes", "fp8", *options, "--no-plot", "--keep", tmp_path / "out")
+    command = shlex.split(next(line for line in result.out.splitlines() if "llmcompile build" in line))
+
+    built = run(*command[1:])
+
+    assert built.code == 0, built.err
+    kept = tmp_path / "out/checkpoints/fp8/checkpoint/rank0.safetensors"
+    assert Path(command[-1], "checkpoint/rank0.safetensors").read_bytes() == kept.read_bytes()
+
+
+def test_a_named_recipe_is_refused_by_the_flag_that_named_it(
+    model: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """`quantize` has no --quantization to follow a hint about."""
+    result = run("quantize", "-m", model, "--recipes", "int8_sq", "--target", "llmapi", "--no-plot", tmp_path / "out")
+
+    assert result.code == 4
+    assert "--quantization" not in result.err
 
 
 def test_without_colours_the_output_is_plain(

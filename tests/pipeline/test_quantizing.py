@@ -551,6 +551,13 @@ def test_what_is_hardly_better_does_not_stand_out() -> None:
     assert (found.closest, found.unbeaten) == ("fp8_rowwise", ("fp8", "int8_sq"))
 
 
+def test_what_is_larger_and_further_does_not_stand_out() -> None:
+    """However little: nobody would choose it by these figures."""
+    points = {"w4a8_awq": (426 << 20, 5.6e-5), "int4_awq": (424 << 20, 5.3e-5)}
+
+    assert reports.standing(made_up(points).outcomes).unbeaten == ("int4_awq",)
+
+
 def test_what_saves_nothing_does_not_stand_out() -> None:
     """A recipe that leaves all as it is would be the closest."""
     found = reports.standing(made_up({"fp8_rowwise": (1000 << 20, 1e-9), "fp8": (500 << 20, 1e-3)}).outcomes)

@@ -248,13 +248,13 @@ class Console:
         self._resumable = work_path(options.build.output)
         compared = self.compared = quantizing.compare_recipes(plan, self, self.report)
         self._settle()
-        self._show_recipes(compared, options.build.model)
+        self._show_recipes(compared, options)
         if compared.problems != []:
             raise collected(MismatchError, compared.problems)
         if self.json:
             self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
 
-    def _show_recipes(self, compared: Compared, model: str) -> None:
+    def _show_recipes(self, compared: Compared, options: QuantizeOptions) -> None:
         if self.json or self.quiet:
             return
         self._out.print()
@@ -265,7 +265,7 @@ class Console:
         recipes = sum(outcome.recipe is not None for outcome in compared.report.outcomes)
         what = f"{recipes} recipe{'' if recipes == 1 else 's'} of {compared.report.model}, side by side"
         self._out.print(f"\n{mark} [bold]{escape(output)}[/] has {escape(what)}")
-        for name, text in quantize_lines.rows(compared.report, model, output):
+        for name, text in quantize_lines.rows(compared.report, options):
             self._out.print(f"  [dim]{name:<9}[/] {escape(text)}")
 
     def list_tasks(self, model: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> None:

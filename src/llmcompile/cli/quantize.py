@@ -77,7 +77,7 @@ def quantize(
         typer.Option(
             "--keep",
             envvar="LLMCOMPILE_KEEP",
-            help="Leave every checkpoint in OUTPUT/checkpoints, ready for build trtllm --from-checkpoint.",
+            help="Leave every checkpoint in OUTPUT/checkpoints, as build trtllm makes it.",
             rich_help_panel=params.SAFETY,
         ),
     ] = QuantizeOptions.keep,

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from llmcompile.exporters.trtllm.options import TrtllmOptions
+
 if TYPE_CHECKING:
+    from llmcompile.exporters.trtllm.comparison import QuantizeOptions
     from llmcompile.packaging.recipe_report import RecipeReport
     from llmcompile.pipeline.quantizing import Candidate, Compared, Comparison
 
@@ -145,7 +148,7 @@ def _seconds(compared: Compared, recipe: str | None) -> str:
     return f"{spent:.1f}s" if spent < 100 else f"{spent / 60:.0f}min" if spent < 6000 else f"{spent / 3600:.1f}h"
 
 
-def rows(report: RecipeReport, model: str, output: str) -> Iterator[tuple[str, str]]:
+def rows(report: RecipeReport, options: QuantizeOptions) -> Iterator[tuple[str, str]]:
     """What stands out, what was left out, how to read it, what to type next."""
     from llmcompile.packaging.recipe_report import standing_lines
 
@@ -156,10 +159,37 @@ def rows(report: RecipeReport, model: str, output: str) -> Iterator[tuple[str, s
         yield "not made", f"{left.recipe}: {left.reason}"
     for remark in report.remarks:
         yield "note", remark
-    way = " --target llmapi" if report.target == "llmapi" else ""
-    page = shlex.quote(f"{output}/quantize.md")
-    chosen = report.standing.unbeaten[-1] if len(report.standing.unbeaten) > 0 else "RECIPE"
-    yield (
-        "next",
-        f"read {page}; then llmcompile build trtllm --model {shlex.quote(model)} --quantization {chosen}{way} ...",
-    )
+    page = shlex.quote(f"{options.build.output}/quantize.md")
+    standing = report.standing
+    chosen = standing.closest if standing.closest in standing.unbeaten else next(iter(standing.unbeaten), None)
+    if chosen is None:
+        yield "next", f"read {page}"
+        return
+    calibrated = next(outcome.calibrated for outcome in report.outcomes if outcome.recipe == chosen)
+    yield "next", f"read {page}; then, say:"
+    yield "", _build_command(options, chosen, calibrated=calibrated)
+
+
+def _build_command(options: QuantizeOptions, recipe: str, *, calibrated: bool) -> str:
+    """The command that builds a recipe as it was measured, beside the report."""
+    made = options.build_options(recipe, options.build, calibrated=calibrated)
+    given = {
+        "--quantization": recipe,
+        "--dtype": made.dtype,
+        "--kv-cache": made.kv_cache,
+        "--group-size": made.group_size if made.group_size != TrtllmOptions.group_size else None,
+        "--calib-dataset": made.calib_dataset,
+        "--trtllm-version": made.trtllm_version if made.trtllm_version != TrtllmOptions.trtllm_version else None,
+    }
+    if made.calib_dataset is not None:
+        given |= {
+            "--calib-column": made.calib_column if made.calib_column != TrtllmOptions.calib_column else None,
+            "--calib-size": made.calib_size if made.calib_size != TrtllmOptions.calib_size else None,
+            "--calib-seq-len": made.calib_seq_len if made.calib_seq_len != TrtllmOptions.calib_seq_len else None,
+        }
+    if made.calibrator != TrtllmOptions.calibrator:
+        given["--calibrator"] = made.calibrator
+    words = ["llmcompile", "build", "trtllm", "--model", options.build.model]
+    words += [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    words += ["--target", "llmapi"] if made.target == "llmapi" else ["--stop-after", "checkpoint"]
+    return shlex.join([*words, f"{options.build.output}-{recipe}"])

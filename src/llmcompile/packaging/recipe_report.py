@@ -122,10 +122,11 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
 
 
 def _beats(first: tuple[int, float], second: tuple[int, float]) -> bool:
-    """Whether bytes and KL divergence of the first are as good, and one of them is better by what counts."""
+    """Whether size and KL divergence of the first are as good, and one is better by what counts; or both are better."""
     (size, kl), (other_size, other_kl) = first, second
     as_good = size <= _AS_SMALL * other_size and kl <= _AS_CLOSE * other_kl
-    return as_good and (other_size > _AS_SMALL * size or other_kl > _AS_CLOSE * kl)
+    better = other_size > _AS_SMALL * size or other_kl > _AS_CLOSE * kl
+    return (as_good and better) or (size < other_size and kl < other_kl)
 
 
 def _smaller(outcome: Outcome) -> bool:

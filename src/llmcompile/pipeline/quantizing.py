@@ -160,7 +160,7 @@ def prepare_comparison(options: QuantizeOptions, report: Report) -> Comparison:
             errors += found
             break
         elif recipe in options.recipes:
-            errors += found
+            errors += [_in_own_words(error) for error in found]
         else:
             refused += found
             first = found[0].problems[0]
@@ -189,6 +189,19 @@ def refuse_comparison(comparison: Comparison) -> None:
     """Raise everything that stands in the way, if there is anything, as an error of the first kind of it."""
     if len(comparison.errors) > 0:
         raise combined(comparison.errors)
+
+
+def _in_own_words(error: LlmCompileError) -> LlmCompileError:
+    """What a build says of --quantization, said of --recipes."""
+    ours = [
+        replace(
+            problem,
+            subject="--recipes" if problem.subject == "--quantization" else problem.subject,
+            hint=problem.hint.replace("--quantization", "--recipes"),
+        )
+        for problem in error.problems
+    ]
+    return collected(type(error), ours)
 
 
 def _unique(errors: Sequence[LlmCompileError]) -> Iterator[LlmCompileError]:
