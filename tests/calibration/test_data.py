@@ -144,6 +144,14 @@ def test_another_column_holds_the_text(model: Path, tmp_path: Path) -> None:
     assert read(data, model, column="article").tokens.tolist() == [[4, 5, 6]]
 
 
+def test_a_column_that_is_asked_for_goes_before_tokens(model: Path, tmp_path: Path) -> None:
+    """Records of both are read by the column that --calib-column names; without it, by their tokens."""
+    data = write(tmp_path, "a.jsonl", '{"input_ids": [9, 9, 9], "article": "a b c", "text": "d e f"}\n')
+
+    assert read(data, model, column="article").tokens.tolist() == [[4, 5, 6]]
+    assert read(data, model).tokens.tolist() == read(data, model, column="input_ids").tokens.tolist() == [[9, 9, 9]]
+
+
 def test_an_absent_column_is_answered_by_those_there_are(tmp_path: Path) -> None:
     """With the flag to type; only columns of texts are named."""
     data = write(tmp_path, "a.jsonl", '{"id": 1, "article": "a b c", "highlights": "d"}\n')

@@ -23,6 +23,8 @@ FLAG = DATA_FLAG
 COLUMN_FLAG = "--calib-column"
 COLUMN = "text"
 """Where a record's text is, unless it is said."""
+_TOKENS = "input_ids"
+"""Where a record's tokens are; a text beside them is not looked at, unless its column is said."""
 _ROWS = 64
 """Records of a .parquet file that are held at once."""
 _FORMATS = (
@@ -77,7 +79,7 @@ def read_samples(
     else:
         assert dataset.path is not None
         name, path, digest = dataset.label, dataset.path, _sha256(dataset.path)
-        given = _token_lists(path, vocab, size * length)
+        given = _token_lists(path, vocab, size * length, column)
         tokens = _encoded(_texts(path, column), model, size * length, trust_remote_code) if given is None else given
     if len(tokens) < 2:
         raise OptionsError(FLAG, f"{name} has {len(tokens)} tokens", "2 or more", "choose a longer text")
@@ -97,7 +99,7 @@ def check_dataset(dataset: Path, column: str = COLUMN) -> None:
     if dataset.suffix == ".txt" and column != COLUMN:
         found = f"{column} with {dataset.name}, a text without columns"
         raise OptionsError(COLUMN_FLAG, found, "records", f"drop {COLUMN_FLAG}")
-    tokens = _token_lists(dataset, sys.maxsize, 1)
+    tokens = _token_lists(dataset, sys.maxsize, 1, column)
     if len(list(islice(_texts(dataset, column), 1)) if tokens is None else tokens) == 0:
         raise OptionsError(FLAG, f"{dataset} is empty", "a text", "choose another file")
 
@@ -195,13 +197,13 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
         raise OptionsError(FLAG, f"{path}: {error}", "a .parquet file", "check the file") from error
 
 
-def _token_lists(path: Path, vocab: int, most: int) -> list[int] | None:
-    """The tokens of a .jsonl file that has them; None for one of texts."""
-    if path.suffix == ".txt":
+def _token_lists(path: Path, vocab: int, most: int, column: str) -> list[int] | None:
+    """The tokens of records that have them; None for texts, as records are where another column is asked for."""
+    if path.suffix == ".txt" or column not in (COLUMN, _TOKENS):
         return None
     tokens: list[int] = []
-    for number, record in _records(path, ("input_ids",)):
-        ids = record.get("input_ids")
+    for number, record in _records(path, (_TOKENS,)):
+        ids = record.get(_TOKENS)
         if ids is None and len(tokens) == 0:
             return None
         whole = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab for token in ids)
