@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,30 @@ def test_an_absent_column_is_answered_by_those_there_are(tmp_path: Path) -> None
         check_dataset(data)
 
     assert caught.value.problems[0].hint == "--calib-column with one of article, highlights"
+
+
+@pytest.mark.parametrize("line", ["a b é c d\n", "a b é c d "], ids=["lines", "one line"])
+def test_a_text_without_blank_lines_is_not_read_whole(line: str, model: Path, tmp_path: Path) -> None:
+    """Of 22 MB some pieces are read at a time, letters of several bytes in one piece; and one by the first look."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(line.encode() * 2_000_000)
+    tracemalloc.start()
+    check_dataset(path)
+    samples = read(path, model, size=4, length=10000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 12 << 20
+    assert samples.tokens.flatten()[:5].tolist() == [4, 5, 3, 6, 7]
+    assert samples.tokens.flatten()[-5:].tolist() == [4, 5, 3, 6, 7]
+
+
+def test_a_letter_cut_off_at_the_end_is_said(model: Path, tmp_path: Path) -> None:
+    """Half of one is no UTF-8, wherever it stands."""
+    (tmp_path / "a.txt").write_bytes(b"a b\n" + "é".encode()[:1])
+
+    with pytest.raises(OptionsError, match="line 2: not UTF-8"):
+        tokens(tmp_path / "a.txt", model)
 
 
 def test_a_plain_text_has_no_columns(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import sys
@@ -27,6 +28,8 @@ _TOKENS = "input_ids"
 """Where a record's tokens are; a text beside them is not looked at, unless its column is said."""
 _ROWS = 64
 """Records of a .parquet file that are held at once."""
+_PARAGRAPH_BYTES = 64 << 10
+"""A longer paragraph is cut, at a line's end where there is one: a file without blank lines is not read whole."""
 _FORMATS = (
     'JSON objects with "text" or "input_ids", one a line, in a .jsonl file; a .parquet file with such columns; '
     "or a .txt file"
@@ -149,14 +152,30 @@ def _texts(path: Path, column: str) -> Iterator[str]:
             yield record[column]
         return
     paragraph = ""
-    for _, line in _lines(path):
-        if line.strip() == "" and paragraph != "":
+    for line in _short_lines(path):
+        if paragraph != "" and (line.strip() == "" or len(paragraph) + len(line) > _PARAGRAPH_BYTES):
             yield paragraph
             paragraph = ""
-        elif line.strip() != "":
+        if line.strip() != "":
             paragraph += line
     if paragraph != "":
         yield paragraph
+
+
+def _short_lines(path: Path) -> Iterator[str]:
+    """Lines of a text, those that are longer than a paragraph may be in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number = 1
+    with _opened(path) as stream:
+        while True:
+            piece = stream.readline(_PARAGRAPH_BYTES)
+            try:
+                yield decoder.decode(piece, final=piece == b"")
+            except UnicodeDecodeError as error:
+                raise OptionsError(FLAG, f"{path}, line {number}: not UTF-8", _FORMATS, "convert the file") from error
+            if piece == b"":
+                return
+            number += piece.endswith(b"\n")
 
 
 def _records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
