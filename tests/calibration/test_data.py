@@ -97,6 +97,8 @@ def test_there_is_a_text_built_in(model: Path) -> None:
         ("a.jsonl", '{"input_ids": [1, 2]}\n{"input_ids": [44]}\n', OptionsError, "whole numbers from 0 to 43"),
         ("a.jsonl", '{"input_ids": [1, true]}\n', OptionsError, "record 1"),
         ("a.txt", "a", OptionsError, "1 tokens"),
+        ("a.jsonl", '{"text": ""}\n', OptionsError, "--calib-dataset: a.jsonl: the tokenizer gives no tokens"),
+        ("a.jsonl", '{"text": "a \\ud800 b"}\n', OptionsError, "a.jsonl: the tokenizer does not take the text"),
     ],
 )
 def test_what_is_wrong_is_said(

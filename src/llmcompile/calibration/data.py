@@ -78,12 +78,13 @@ def read_samples(
     """
     if dataset is None:
         name, digest = "a built-in text", hashlib.sha256(SAMPLE.encode()).hexdigest()
-        tokens = _encoded(iter([SAMPLE]), model, size * length, trust_remote_code)
+        tokens = _encoded(None, iter([SAMPLE]), model, size * length, trust_remote_code)
     else:
         assert dataset.path is not None
         name, path, digest = dataset.label, dataset.path, _sha256(dataset.path)
         given = _token_lists(path, vocab, size * length, column)
-        tokens = _encoded(_texts(path, column), model, size * length, trust_remote_code) if given is None else given
+        texts = _texts(path, column)
+        tokens = _encoded(name, texts, model, size * length, trust_remote_code) if given is None else given
     if len(tokens) < 2:
         raise OptionsError(FLAG, f"{name} has {len(tokens)} tokens", "2 or more", "choose a longer text")
     length = min(length, len(tokens))
@@ -107,8 +108,10 @@ def check_dataset(dataset: Path, column: str = COLUMN) -> None:
         raise OptionsError(FLAG, f"{dataset} is empty", "a text", "choose another file")
 
 
-def _encoded(texts: Iterator[str], model: Path, most: int, trust_remote_code: bool) -> list[int]:
+def _encoded(data: str | None, texts: Iterator[str], model: Path, most: int, trust_remote_code: bool) -> list[int]:
     prompt = text_tokens(model, texts, most, trust_remote_code=trust_remote_code)
+    if prompt.of_text and data is not None:
+        raise OptionsError(FLAG, f"{data}: {prompt.reason}", "a text of 2 tokens or more", "choose another file")
     if prompt.tokens is None:
         hint = f"put the tokenizer's files beside config.json, or give {FLAG} a .jsonl file of input_ids"
         raise CheckpointError(str(model), prompt.reason, "a tokenizer, to calibrate on a text", hint)

@@ -85,10 +85,12 @@ class Prompt:
     Attributes:
         tokens: Shape (1, n), int64, n at least 1; or None.
         reason: A clause for people, such as "there are no tokenizer files beside config.json"; "" with tokens.
+        of_text: Whether the reason is the text: the tokenizer loads, and makes nothing of it.
     """
 
     tokens: Tensor | None
     reason: str
+    of_text: bool = False
 
 
 def run_reference(
@@ -550,31 +552,39 @@ def text_tokens(config_dir: Path, texts: Iterable[str], max_tokens: int, *, trus
 
     Returns:
         At most `max_tokens` ids, or why the prompt must be skipped: there is no tokenizer, it does not
-        load, it gives nothing, or it gives ids the model has no embedding for.
+        load, it does not take the text or gives nothing for it, or it gives ids the model has no embedding for.
     """
     if not any((config_dir / name).is_file() for name in _TOKENIZER_FILES):
         return Prompt(tokens=None, reason="there are no tokenizer files beside config.json")
+    ids: list[int] = []
     with _quiet():
         try:
             auto: Any = transformers.AutoTokenizer
             tokenizer = auto.from_pretrained(config_dir, local_files_only=True, trust_remote_code=trust_remote_code)
-            ids: list[int] = []
+        except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
+            return Prompt(tokens=None, reason=f"the tokenizer does not load ({_first_line(error)})")
+        try:
             for text in texts:
                 ids += list(tokenizer(text)["input_ids"])[: max_tokens - len(ids)]
                 if len(ids) >= max_tokens:
                     break
         except LlmCompileError:  # of whoever gives the texts
             raise
-        except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
-            lines = str(error).strip().splitlines()
-            message = type(error).__name__ if lines == [] else f"{type(error).__name__}: {lines[0]}"
-            return Prompt(tokens=None, reason=f"the tokenizer does not load ({message})")
+        except Exception as error:  # TypeError for a lone surrogate, and whatever a model's own code raises
+            return Prompt(
+                tokens=None, reason=f"the tokenizer does not take the text ({_first_line(error)})", of_text=True
+            )
     if ids == []:
-        return Prompt(tokens=None, reason="the tokenizer gives no tokens for the prompt")
+        return Prompt(tokens=None, reason="the tokenizer gives no tokens for the prompt", of_text=True)
     vocab = _settings(config_dir).get("vocab_size")
     if isinstance(vocab, int) and max(ids) >= vocab:
         return Prompt(tokens=None, reason=f"the tokenizer gives id {max(ids)}, but vocab_size is {vocab}")
     return Prompt(tokens=torch.tensor([ids], dtype=torch.int64), reason="")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ if lines == [] else f"{type(error).__name__}: {lines[0]}"
 
 
 def _check_tokens(name: str, tokens: Tensor) -> None:
