@@ -96,7 +96,7 @@ def arguments(model: Path, data: Path, recipe: str, *more: object) -> tuple[obje
 def test_every_family_is_calibrated_and_validated(
     family: str, model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
 ) -> None:
-    """Two ranks and one, recipe by recipe, with a cache of 8 bits: outputs and scales are the model's."""
+    """Two ranks and one, recipe by recipe, with a cache of 8 bits: outputs and scales are the model's, on any text."""
     for number, recipe in enumerate(RECIPES):
         cache = ("int8", "fp8")[number % 2]
         command = arguments(model(family), data, recipe, "--kv-cache", cache, "--tp", 2 - number % 2)
@@ -104,6 +104,8 @@ def test_every_family_is_calibrated_and_validated(
         result = run(*command, tmp_path / recipe)
 
         assert result.code == 0, f"{recipe}: {result.err}"
+        verified = run("verify", "--deep", "-m", model(family), tmp_path / recipe)
+        assert verified.code == 0, f"{recipe}: {verified.err}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -280,8 +280,26 @@ def test_part_of_the_data_bounds_scales_from_below(made: Callable[..., Made], mo
     small, large = after(artifact, {name: scale / 4}), after(artifact, {name: scale * 4})
 
     assert complaints(artifact.subject()) == []
-    assert "at least" in small[0]
+    assert "on what was run" in small[0]
     assert large == []
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "int8_sq", "w4a8_awq", "nvfp4"])
+@pytest.mark.parametrize("module", ["attention.dense.activation", "attention.kv_cache"])
+@pytest.mark.parametrize("samples", [0, 12])
+def test_a_scale_of_another_order_of_magnitude_is_caught(
+    recipe: str, module: str, samples: int, made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the data, and where only some samples can be afforded."""
+    monkeypatch.setattr(trtllm, "_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(trtllm, "_FEWEST_TOKENS", 32)
+    artifact, name = made(recipe), f"transformer.layers.1.{module}_scaling_factor"
+    scale = load_file(artifact.folder / "rank0.safetensors")[name]
+
+    found = [after(artifact, {name: scale * factor}, samples=samples) for factor in (1e-6, 1e6)]
+
+    assert complaints(artifact.subject(samples=samples)) == []
+    assert [[name in text for text in texts] for texts in found] == [[True], [True]]
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "bart"])

@@ -150,6 +150,25 @@ class Scales(Protocol):
         """The scale of keys and values."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """What a scale may be, as a multiple of the one that follows from what was seen."""
+
+    least: float
+    most: float
+
+
+ALL = Span(1, 1)
+"""All that a scale was measured on was seen."""
+PART = Span(1, 16)
+"""Some of that was: there may be more in the rest, but not of another order of magnitude."""
+OTHER = Span(1 / 32, 32)
+"""Another text was. Scales that were measured on one and held against another were 0.5 to 1.8 times what that needs,
+with random models of every family; of trained ones the outliers are in few tokens, and differ more from text to text. A
+mistake of units, or a scale that was never written, is off by far more.
+"""
+
+
 def scale_differences(
     scales: Scales,
     seen: Seen,
@@ -157,7 +176,7 @@ def scale_differences(
     algorithm: str | None,
     cache: str | None,
     cache_measured: bool,
-    whole: bool,
+    span: Span,
     slack: float = _SLACK,
 ) -> Iterator[Problem]:
     """Scales of activations and caches that are not those of what was seen.
@@ -167,29 +186,34 @@ def scale_differences(
         seen: What went through the model.
         algorithm: Recipe of the linear layers.
         cache: Recipe of the cache.
-        cache_measured: As in `Calibration`.
-        whole: Whether all samples were seen; otherwise a scale may be larger, but no smaller.
-        slack: How far a scale may be off, relatively.
+        cache_measured: As in `Calibration`; where it is not known, True.
+        span: `ALL`, `PART` or `OTHER`.
+        slack: How far a scale may be off besides, relatively.
     """
     for (layer, group), inputs_C in sorted(seen.inputs.items()):
         if algorithm is None or algorithm not in _STEPS:
             continue
         columns = scales.columns(layer, group)
         largest = float((inputs_C if columns is None else inputs_C * columns).amax())
-        yield from _unlike(scales.activations(layer, group), largest / _STEPS[algorithm], whole, slack)
+        yield from _unlike(scales.activations(layer, group), largest / _STEPS[algorithm], span, slack)
     for layer, largest in sorted(seen.cache.items()):
         if cache is None:
             continue
-        wanted = largest / _CACHE_STEPS[cache]
+        wanted, own = largest / _CACHE_STEPS[cache], span
         if cache == "FP8":
             wanted = max(1.0, wanted) if cache_measured else 1.0
-        yield from _unlike(scales.cache(layer), wanted, whole or (cache == "FP8" and not cache_measured), slack)
+            own = ALL if not cache_measured else Span(1 / wanted, span.most) if span.least < 1 else span
+        yield from _unlike(scales.cache(layer), wanted, own, slack)
 
 
-def _unlike(found: Iterator[Single], wanted: float, whole: bool, slack: float) -> Iterator[Problem]:
+def _unlike(found: Iterator[Single], wanted: float, span: Span, slack: float) -> Iterator[Problem]:
+    if wanted == 0 and span != ALL:
+        return
     wanted = wanted if wanted > 0 else 1.0
+    low, high = wanted * span.least * (1 - slack), wanted * span.most * (1 + slack)
     for single in found:
-        low, high = wanted * (1 - slack), wanted * (1 + slack) if whole else math.inf
         if not (low <= single.value <= high and single.value < math.inf):
-            expected = f"{wanted:.6g}, as the model's activations are" if whole else f"{wanted:.6g} at least"
+            expected = f"{wanted:.6g}, as the model's activations are"
+            if span != ALL:
+                expected = f"{low:.3g} to {high:.3g}: on what was run, the model's activations need {wanted:.3g}"
             yield Problem(f"{single.name} in {single.file}", f"{single.value:.6g}", expected, _CALIBRATE)

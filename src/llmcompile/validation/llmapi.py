@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from llmcompile.errors import MismatchError, Problem, collected
-from llmcompile.validation.calibrated import Calibration, Seen, batches, place_of, scale_differences
+from llmcompile.validation.calibrated import (
+    ALL,
+    OTHER,
+    PART,
+    Calibration,
+    Seen,
+    Span,
+    batches,
+    place_of,
+    scale_differences,
+)
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -125,14 +135,21 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         found = list(problems)
         if len(found) > 0:
             raise collected(MismatchError, found)
+    passed = True
     for name, tokens in _inputs(subject, trust_remote_code):
         if tokens is None:
             yield name
-        else:
-            yield from _checks(oracle, name, tokens, atol, rtol)
+            continue
+        for item in _checks(oracle, name, tokens, atol, rtol):
+            passed &= isinstance(item, str) or not item.decisive or item.comparison.passed
+            yield item
     stated = oracle.folder.quantization
-    if stated.algorithm is not None or stated.cache is not None or subject.scored:
-        yield from _quality(oracle)
+    scored = stated.algorithm is not None or stated.cache is not None or subject.scored
+    quality = list(_quality(oracle)) if scored else []
+    far = list(_far_scales(oracle)) if passed else []
+    if len(far) > 0:
+        raise collected(MismatchError, far)
+    yield from quality
 
 
 @dataclass(frozen=True)
@@ -142,6 +159,8 @@ class _Oracle:
     subject: Subject
     folder: Folder
     trust_remote_code: bool
+    seen: Seen = field(default_factory=Seen)
+    """What has gone through the model so far."""
 
     @cached_property
     def weights(self) -> StoredWeights:
@@ -422,7 +441,7 @@ class _Scales:
 
 def _calibration_differences(oracle: _Oracle) -> Iterator[Problem]:
     """Scales that are not those of the model's activations on the calibration data, as far as they can be afforded."""
-    calibration, stated = oracle.subject.calibration, oracle.folder.quantization
+    calibration = oracle.subject.calibration
     if calibration is None:
         return
     samples = max(1, _affordable(oracle.subject) // calibration.tokens.shape[1])
@@ -438,13 +457,25 @@ def _calibration_differences(oracle: _Oracle) -> Iterator[Problem]:
             positions=torch.zeros(len(tokens), 1, dtype=torch.int64),
             trust_remote_code=oracle.trust_remote_code,
         )
+    span = ALL if samples >= len(calibration.tokens) else PART
+    yield from _unlike(oracle, seen, span, cache_measured=calibration.cache_measured)
+
+
+def _far_scales(oracle: _Oracle) -> Iterator[Problem]:
+    """Without calibration data: scales far from what the model's activations need on what it was run on."""
+    if oracle.subject.calibration is None:
+        yield from _unlike(oracle, oracle.seen, OTHER, cache_measured=True)
+
+
+def _unlike(oracle: _Oracle, seen: Seen, span: Span, *, cache_measured: bool) -> Iterator[Problem]:
+    stated = oracle.folder.quantization
     yield from scale_differences(
         _Scales(oracle),
         seen,
         algorithm=stated.algorithm,
         cache=stated.cache,
-        cache_measured=calibration.cache_measured,
-        whole=samples >= len(calibration.tokens),
+        cache_measured=cache_measured,
+        span=span,
         slack=2e-3 + 2 * _MARGINS[oracle.folder.dtype],
     )
 
@@ -519,7 +550,7 @@ def _checks(
     oracle: _Oracle, name: str, tokens: Tensor, atol: float | None, rtol: float | None
 ) -> Iterator[Check | str]:
     subject, given = oracle.subject, atol is not None or rtol is not None
-    model = oracle.run(tokens, oracle.weights)
+    model = oracle.run(tokens, oracle.weights, oracle.seen.watch)
     found = oracle.run(tokens, _StandsFor(oracle)).outputs
     changes = _changes(oracle)
     if len(changes) == 0:
@@ -625,7 +656,7 @@ def _quality(oracle: _Oracle) -> Iterator[Finding]:
     agreed = total = 0
     largest = worst = nats = 0.0
     for tokens in windows:
-        model = oracle.run(tokens, oracle.weights).outputs["logits"]
+        model = oracle.run(tokens, oracle.weights, oracle.seen.watch).outputs["logits"]
         logits = oracle.run(tokens, _StandsFor(oracle), _as_kernels(oracle)).outputs["logits"]
         expected.add(model, tokens)
         found.add(logits, tokens)

@@ -35,7 +35,17 @@ from llmcompile.errors import (
     ToolchainError,
     collected,
 )
-from llmcompile.validation.calibrated import Calibration, Seen, batches, place_of, scale_differences, siblings
+from llmcompile.validation.calibrated import (
+    ALL,
+    OTHER,
+    PART,
+    Calibration,
+    Seen,
+    batches,
+    place_of,
+    scale_differences,
+    siblings,
+)
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
 from llmcompile.validation.compare import compare, scale
 from llmcompile.validation.reference import (
@@ -293,8 +303,11 @@ def validate(subject: Subject, *, atol: float | None, rtol: float | None, trust_
         )
         if len(problems) > 0:
             raise collected(MismatchError, problems)
-        if subject.algorithm is not None or subject.scored:
-            yield from _quality(subject, oracle)
+        quality = list(_quality(subject, oracle)) if subject.algorithm is not None or subject.scored else []
+        far = list(_far_scales(subject, oracle)) if passed else []
+        if len(far) > 0:
+            raise collected(MismatchError, far)
+        yield from quality
 
 
 # What the model is
@@ -309,6 +322,8 @@ class _Oracle:
     weights: Weights
     as_stored: Weights
     trust_remote_code: bool
+    seen: Seen
+    """What has gone through the model so far."""
 
     def run(self, tokens: Tensor, *, stored: bool, decoder_tokens: Tensor | None = None) -> Reference:
         """Run the model; `stored`: as the checkpoint and the runtime make it; a decoder on its tokens or fixed ones."""
@@ -322,7 +337,7 @@ class _Oracle:
             decoder_tokens=decoder_tokens,
             encoder_only=False,
             stored_as=_stored_as(subject, self.as_stored, self.trust_remote_code) if stored else None,
-            prepare=_as_runtime(subject) if stored else None,
+            prepare=_as_runtime(subject) if stored else self.seen.watch,
             attention=_attention(subject),
             trust_remote_code=self.trust_remote_code,
         )
@@ -330,20 +345,21 @@ class _Oracle:
 
 @contextmanager
 def _oracle(subject: Subject, trust_remote_code: bool) -> Iterator[_Oracle]:
+    seen = Seen(two_stacks=subject.two_stacks)
     if subject.family == "meta_llama":
         meta = MetaWeights(subject.weight_files, subject.checkpoint / "params.json")
         with tempfile.TemporaryDirectory(prefix="llmcompile-") as folder:
             meta.write_config(Path(folder))
-            yield _Oracle(subject, Path(folder), meta, meta, trust_remote_code)
+            yield _Oracle(subject, Path(folder), meta, meta, trust_remote_code, seen)
         return
     if subject.source_quantization == "":
         weights = StoredWeights(subject.weight_files)
-        yield _Oracle(subject, subject.checkpoint, weights, weights, trust_remote_code)
+        yield _Oracle(subject, subject.checkpoint, weights, weights, trust_remote_code, seen)
         return
     method, group = subject.source_quantization, subject.group_size
     meant = QuantizedWeights(subject.weight_files, method, group_size=group)
     kept = QuantizedWeights(subject.weight_files, method, group_size=group, stored_dtype=_TORCH[subject.dtype])
-    yield _Oracle(subject, subject.checkpoint, meant, kept, trust_remote_code)
+    yield _Oracle(subject, subject.checkpoint, meant, kept, trust_remote_code, seen)
 
 
 def _attention(subject: Subject) -> str:
@@ -798,8 +814,24 @@ def _calibration_differences(subject: Subject, oracle: _Oracle) -> Iterator[Prob
         algorithm=subject.algorithm,
         cache=subject.kv_cache,
         cache_measured=calibration.cache_measured,
-        whole=samples >= len(calibration.tokens),
+        span=ALL if samples >= len(calibration.tokens) else PART,
     )
+
+
+def _far_scales(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
+    """Without calibration data: scales far from what the model's activations need on what it was run on.
+
+    Those of inputs that came with the model are compared with its own.
+    """
+    if subject.calibration is None and (subject.algorithm, subject.kv_cache) != (None, None):
+        yield from scale_differences(
+            Scales(subject.folder),
+            oracle.seen,
+            algorithm=subject.algorithm if subject.source_quantization == "" else None,
+            cache=subject.kv_cache,
+            cache_measured=True,
+            span=OTHER,
+        )
 
 
 def _behind_start(subject: Subject, tokens: Tensor) -> Tensor:
