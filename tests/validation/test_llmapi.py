@@ -410,6 +410,18 @@ def test_families_without_a_network_are_refused_with_the_release_that_has_engine
     assert "--target engine --trtllm-version 1.2.1" in result.err
 
 
+def test_a_degree_that_does_not_divide_is_one_problem_with_those_that_do(
+    run: Run, model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """4 heads, 2 key and value heads and 128 of the feed-forward: one list suits all three."""
+    source = model("llama_gqa")
+
+    result = run("build", "trtllm", "-m", source, "--target", "llmapi", "--tp", 3, "--json", tmp_path / "output")
+
+    problems = json.loads(result.out)["error"]["problems"]
+    assert [problem["hint"] for problem in problems] == ["degrees that divide this model: 1, 2, 4"]
+
+
 def test_limits_and_degrees_are_in_model_yaml(run: Run, model: Callable[[str], Path], tmp_path: Path) -> None:
     """By the names of tensorrt_llm.LLM's arguments."""
     import yaml

@@ -24,6 +24,7 @@ from llmcompile.ranges import GROUP_OF, GROUPS, Measurement, Ranges
 DTYPES: Mapping[str, DType] = {"float16": FP16, "bfloat16": BF16}
 _ENGINE = f"--target engine --trtllm-version {versions.LAST_VERSION}"
 _SCALES = "config.json: quantization_config"
+_MOST_RANKS = 512
 
 
 def make_layout(
@@ -180,24 +181,37 @@ def _recipe_refusals(family: str, dims: Dims, options: TrtllmOptions) -> Iterato
 
 def _degree_refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Iterator[Problem]:
     """Degrees that the runtime asserts: it divides the checkpoint when it loads it."""
-    sizes, tp = dims.sizes, options.tp
-    divided = {(axis, options.moe[0] if inner else tp) for axis, inner in _divided(architecture, dims)}
-    for axis, ranks in sorted(divided):
-        if sizes[axis] % ranks != 0:
-            fits = ", ".join(str(n) for n in range(1, min(sizes[axis], 64) + 1) if sizes[axis] % n == 0)
-            found = f"{sizes[axis]} {axis} / {ranks} ranks = {sizes[axis] / ranks:.2f}"
-            yield Problem("--tp", found, "a whole number", f"degrees that divide it: {fits}")
-    kv_heads = sizes["kv_heads"]
-    if kv_heads % tp != 0 and tp % kv_heads != 0:
-        yield Problem("--tp", f"{kv_heads} kv_heads and {tp} ranks", "one a multiple of the other", "another --tp")
-    experts, moe_ep = sizes.get("experts"), options.moe[1]
+    sizes, moe_ep = dims.sizes, options.moe[1]
+    misfits = _misfits(architecture, dims, options.tp, moe_ep)
+    if misfits != []:
+        tried = range(moe_ep, min(sizes["heads"], _MOST_RANKS) + 1, moe_ep)
+        fits = ", ".join(str(tp) for tp in tried if _misfits(architecture, dims, tp, moe_ep) == [])
+        hint = f"degrees that divide this model: {fits}" if fits != "" else "drop --moe-ep, which no --tp suits"
+        yield Problem("--tp", "; ".join(misfits), "whole numbers, and of kv_heads a multiple or a divisor", hint)
+    experts = sizes.get("experts")
     if experts is None and moe_ep > 1:
         yield Problem("--moe-ep, --moe-tp", "given for a model without experts", "neither", "drop them")
     if experts is not None and experts % moe_ep != 0:
         yield Problem("--moe-ep", f"{experts} experts / {moe_ep} ranks", "a whole number", f"a divisor of {experts}")
     if options.pp > sizes["layers"]:
         yield Problem("--pp", f"{options.pp} stages, {sizes['layers']} layers", "a layer each", "a smaller --pp")
-    yield from _unpackable(architecture, dims, options)
+    if misfits == []:
+        yield from _unpackable(architecture, dims, options)
+
+
+def _misfits(architecture: Architecture, dims: Dims, tp: int, moe_ep: int) -> list[str]:
+    """What so many ranks cannot divide among them."""
+    sizes = dims.sizes
+    divided = {(axis, tp // moe_ep if inner else tp) for axis, inner in _divided(architecture, dims)}
+    found = [
+        f"{sizes[axis]} {axis} / {ranks} ranks = {sizes[axis] / ranks:.2f}"
+        for axis, ranks in sorted(divided)
+        if sizes[axis] % ranks != 0
+    ]
+    kv_heads = sizes["kv_heads"]
+    if kv_heads % tp != 0 and tp % kv_heads != 0:
+        found.append(f"{kv_heads} kv_heads and {tp} ranks")
+    return found
 
 
 def _unpackable(architecture: Architecture, dims: Dims, options: TrtllmOptions) -> Iterator[Problem]:
