@@ -410,6 +410,17 @@ def test_families_without_a_network_are_refused_with_the_release_that_has_engine
     assert "--target engine --trtllm-version 1.2.1" in result.err
 
 
+def test_an_encoder_is_not_sent_to_engines_which_refuse_it_too(run: Run, tmp_path: Path) -> None:
+    """What to type is a command that takes it."""
+    source = models.save("bert", tmp_path / "model")
+
+    result = run("build", "trtllm", "-m", source, "--target", "llmapi", tmp_path / "output")
+
+    assert result.code == 4
+    assert f"llmcompile build tensorrt-rtx --model {source} {tmp_path / 'output'};" in result.err
+    assert "--target engine" not in result.err
+
+
 def test_a_degree_that_does_not_divide_is_one_problem_with_those_that_do(
     run: Run, model: Callable[[str], Path], tmp_path: Path
 ) -> None:

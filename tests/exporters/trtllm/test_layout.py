@@ -104,7 +104,12 @@ def config_json(made: Layout) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "given", "found", "hint"),
     [
-        (BERT, {}, "config.json: architectures: a bert model, which TensorRT-LLM", "see the table in README.md"),
+        (
+            BERT,
+            {},
+            "config.json: architectures: a bert model, which TensorRT-LLM",
+            "llmcompile build tensorrt-rtx --model m out; for Inferentia and Trainium: llmcompile export neuron",
+        ),
         (
             GPTQ,
             {"quantization": "w8a16"},

@@ -15,7 +15,7 @@ from llmcompile.exporters.spec import Layout
 from llmcompile.exporters.trtllm import config as configs
 from llmcompile.exporters.trtllm import versions
 from llmcompile.exporters.trtllm.encodings import FP8_STEPS, INT8_STEPS, step_of
-from llmcompile.exporters.trtllm.options import TrtllmOptions, calibration_flags
+from llmcompile.exporters.trtllm.options import TrtllmOptions, calibration_flags, elsewhere
 from llmcompile.exporters.trtllm.rows import (
     ENCODER_DECODER,
     FAMILIES,
@@ -113,7 +113,7 @@ def make_layout(
     resolved = resolve(architecture, dims, options, source_dtype)
     known = architecture.name in FAMILIES or architecture.name in ENCODER_DECODER
     dims = _with_positions(architecture, dims, options)
-    refusals = [*_refusals(architecture, dims, options, resolved)] if known else [_no_such_family(architecture)]
+    refusals = [*_refusals(architecture, dims, options, resolved)] if known else [_no_such_family(architecture, options)]
     representable = known and refusals == []
     given = _given(dims, options, resolved)
     return Layout(
@@ -173,10 +173,10 @@ def _unbuildable(architecture: Architecture, dims: Dims, given: configs.Given) -
     return [] if refusals is None else list(refusals(dims, given))
 
 
-def _no_such_family(architecture: Architecture) -> Problem:
+def _no_such_family(architecture: Architecture, options: TrtllmOptions) -> Problem:
     names = ", ".join([*FAMILIES, *ENCODER_DECODER])
     found = f"a {architecture.name} model, which TensorRT-LLM's converters do not know"
-    return Problem("config.json: architectures", found, f"one of {names}", "see the table in README.md")
+    return Problem("config.json: architectures", found, f"one of {names}", elsewhere(options.build))
 
 
 def _rows(

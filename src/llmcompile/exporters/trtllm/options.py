@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,12 @@ class TrtllmOptions:
     def algorithm(self) -> str | None:
         """`quant_algo` of the checkpoint's config.json."""
         return None if self.quantization is None else versions.RECIPES[self.quantization].algorithm
+
+
+def elsewhere(build: BuildOptions) -> str:
+    """What to type for a model of a family that neither target has a network for."""
+    rest = f"--model {shlex.quote(build.model)} {shlex.quote(str(build.output))}"
+    return f"for RTX GPUs: llmcompile build tensorrt-rtx {rest}; for Inferentia and Trainium: llmcompile export neuron"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ from llmcompile.exporters.trtllm.encodings import FP8_STEPS, step_of
 from llmcompile.exporters.trtllm.llmapi import documents
 from llmcompile.exporters.trtllm.llmapi.recipes import FAMILIES, PLAIN_ONLY, RECIPES, Recipe
 from llmcompile.exporters.trtllm.llmapi.rows import Stored, is_quantized, kept, name_of, rows
-from llmcompile.exporters.trtllm.options import TrtllmOptions, calibration_flags
+from llmcompile.exporters.trtllm.options import TrtllmOptions, calibration_flags, elsewhere
+from llmcompile.exporters.trtllm.rows import ENCODER_DECODER
+from llmcompile.exporters.trtllm.rows import FAMILIES as ENGINE_FAMILIES
 from llmcompile.plan import Row
 from llmcompile.ranges import GROUP_OF, GROUPS, Measurement, Ranges
 
@@ -139,7 +141,9 @@ def _refusals(architecture: Architecture, dims: Dims, options: TrtllmOptions) ->
     family = architecture.name
     if family not in FAMILIES:
         found = f"{family}, for which TensorRT-LLM's PyTorch backend has no network; 1.3 removed engines"
-        yield Problem("config.json: architectures", found, f"one of {', '.join(FAMILIES)}", f"{_ENGINE}, for an engine")
+        built = family in ENGINE_FAMILIES or family in ENCODER_DECODER
+        hint = f"{_ENGINE}, for an engine" if built else elsewhere(options.build)
+        yield Problem("config.json: architectures", found, f"one of {', '.join(FAMILIES)}", hint)
         return
     first = FAMILIES[family]
     if options.release < first:
