@@ -113,7 +113,8 @@ def make_layout(
     resolved = resolve(architecture, dims, options, source_dtype)
     known = architecture.name in FAMILIES or architecture.name in ENCODER_DECODER
     dims = _with_positions(architecture, dims, options)
-    refusals = [*_refusals(architecture, dims, options, resolved)] if known else [_no_such_family(architecture, options)]
+    unknown = _no_such_family(architecture, options)
+    refusals = [*_refusals(architecture, dims, options, resolved)] if known else [unknown]
     representable = known and refusals == []
     given = _given(dims, options, resolved)
     return Layout(
