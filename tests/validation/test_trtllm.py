@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -1453,3 +1454,69 @@ def test_logits_of_an_engine_are_compared(built: Build, tmp_path: Path) -> None:
     assert problems_of(same_logits) == []
     assert [check.comparison.passed for check in checks] == [True, False, *[True] * (len(prompts) - 2)]
     assert "prompt 1 on the GPU" in str(problems_of(checks)[0])
+
+
+# What is not finite
+
+
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Callable[[str], Path]:
+    """`overflowing(tensor)` is a model in float32 with one element there that float16 does not hold."""
+
+    def make(name: str) -> Path:
+        source = models.save("llama_gqa", tmp_path / "model", config={"hidden_size": 64, "intermediate_size": 64})
+        held = load_file(source / "model.safetensors")
+        held[name].view(-1)[5] = 1e5
+        save_file(held, source / "model.safetensors", {"format": "pt"})
+        return source
+
+    return make
+
+
+@pytest.mark.parametrize("target", [("--stop-after", "checkpoint"), ("--target", "llmapi")])
+def test_accepted_infinities_are_left_out_of_the_comparison(
+    target: tuple[str, ...], overflowing: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    """One token's logits are infinite on both sides, and the others are compared."""
+    command = ("build", "trtllm", "-m", overflowing("lm_head.weight"), "--dtype", "fp16", "--allow-overflow", *target)
+
+    result = run(*command, tmp_path / "out")
+
+    assert result.code == 0, result.err
+    notes = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["validation"]["notes"]
+    assert "of output logits is not finite, here as in the model, and was not compared" in " ".join(notes)
+
+
+@pytest.mark.parametrize("target", [("--stop-after", "checkpoint"), ("--target", "llmapi")])
+def test_infinities_that_leave_nothing_to_compare_are_rejected(
+    target: tuple[str, ...], overflowing: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    """A norm that overflows makes every logit NaN, and nothing is known of the rest."""
+    name = "model.norm.weight"
+
+    result = run(
+        *("build", "trtllm", "-m", overflowing(name), "--dtype", "fp16", "--allow-overflow", *target), tmp_path / "out"
+    )
+
+    assert result.code == 7, result.err
+    assert "NaN or infinite" in result.err
+
+
+def test_logits_that_are_not_finite_are_not_scored(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a sentence instead of figures, which NaN would make look good; a comparison of recipes goes on."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128}
+    source = models.save("llama_gqa", tmp_path / "model", dtype="bfloat16", config=sizes)
+    executed = trtllm.execute
+
+    def broken(*arguments: Any, **keywords: Any) -> Any:
+        found = executed(*arguments, **keywords)
+        return {"logits": found["logits"] * math.nan} if keywords.get("quantize") else found
+
+    monkeypatch.setattr(trtllm, "execute", broken)
+
+    result = run("quantize", "-m", source, "--recipes", "w8a16", tmp_path / "out")
+
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "quantize.json").read_text())
+    assert [outcome["quality"] for outcome in report["outcomes"]] == [None, None]
+    assert "of the checkpoint's logits are NaN or infinite" in result.err + json.dumps(report)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from llmcompile.validation.calibrated import (
     scale_differences,
 )
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
-from llmcompile.validation.compare import compare, scale
+from llmcompile.validation.compare import compare, scale, without_overflow
 from llmcompile.validation.reference import (
     Reference,
     Weights,
@@ -44,7 +44,7 @@ from llmcompile.validation.reference import (
     streamed_model,
 )
 from llmcompile.validation.sample_text import SAMPLE
-from llmcompile.validation.scoring import Likelihood, divergence, read_text
+from llmcompile.validation.scoring import Likelihood, divergence, not_finite, read_text
 from llmcompile.validation.tensorrt_llm.scales import Single
 from llmcompile.validation.tolerances import Dtype, Tolerance, tolerance
 from llmcompile.validation.unified.folder import AGAIN, Folder, contradictions, open_folder, read_object
@@ -561,7 +561,9 @@ def _checks(
         return
     stored = oracle.run(tokens, _AsStored(oracle))
     if subject.overflow_accepted:
-        yield from _mask_overflow(stored, found)
+        outputs, found, masked = without_overflow(stored.outputs, found)
+        stored = replace(stored, outputs=outputs)
+        yield from masked
     tight = {output: _tight(subject, oracle, values) for output, values in stored.outputs.items()}
     limits = {}
     for output, values in stored.outputs.items():
@@ -633,22 +635,14 @@ def _given(limit: Tolerance, atol: float | None, rtol: float | None) -> Toleranc
     return Tolerance(atol=0.0 if atol is None else atol, rtol=0.0 if rtol is None else rtol, reason=f"given by {flags}")
 
 
-def _mask_overflow(stored: Reference, found: Mapping[str, Tensor]) -> Iterator[str]:
-    """Set to zero what is non-finite on both sides, since the infinities were accepted."""
-    for output, values in stored.outputs.items():
-        both = ~values.isfinite() & ~found[output].isfinite()
-        values[both] = 0.0
-        found[output][both] = 0.0
-        if bool(both.any()):
-            share = both.float().mean().item()
-            yield f"{share:.1%} of output {output} is not finite, here as in the model, and was not compared"
-
-
 # What a recipe costs
 
 
 def _quality(oracle: _Oracle) -> Iterator[Finding]:
-    """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model."""
+    """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model.
+
+    Of logits that are not finite there is only a sentence.
+    """
     text, windows, reason = _windows(oracle)
     if reason != "":
         yield reason
@@ -658,6 +652,10 @@ def _quality(oracle: _Oracle) -> Iterator[Finding]:
     for tokens in windows:
         model = oracle.run(tokens, oracle.weights, oracle.seen.watch).outputs["logits"]
         logits = oracle.run(tokens, _StandsFor(oracle), _as_kernels(oracle)).outputs["logits"]
+        broken = not_finite(model, logits)
+        if broken != "":
+            yield f"{text} was not scored: {broken}"
+            return
         expected.add(model, tokens)
         found.add(logits, tokens)
         nats += divergence(model, logits)

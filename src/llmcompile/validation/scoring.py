@@ -17,6 +17,15 @@ def divergence(model: Tensor, logits: Tensor) -> float:
     return float(nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
 
 
+def not_finite(model: Tensor, logits: Tensor) -> str:
+    """Why logits cannot be scored, in words; "" if they can: of NaN and infinities there is no likelihood."""
+    for whose, values in (("the model's", model), ("the checkpoint's", logits)):
+        count = int((~values.isfinite()).sum())
+        if count > 0:
+            return f"{count} of {values.numel()} of {whose} logits are NaN or infinite"
+    return ""
+
+
 class Likelihood:
     """Negative log-likelihood of the tokens that follow, summed over windows."""
 

@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +47,7 @@ from llmcompile.validation.calibrated import (
     siblings,
 )
 from llmcompile.validation.checks import Check, Finding, Quality, StoredWeights
-from llmcompile.validation.compare import compare, scale
+from llmcompile.validation.compare import compare, scale, without_overflow
 from llmcompile.validation.reference import (
     EmbeddingTable,
     Reference,
@@ -60,7 +60,7 @@ from llmcompile.validation.reference import (
     run_reference,
 )
 from llmcompile.validation.sample_text import SAMPLE
-from llmcompile.validation.scoring import Likelihood, divergence, read_text
+from llmcompile.validation.scoring import Likelihood, divergence, not_finite, read_text
 from llmcompile.validation.sources import MetaWeights, QuantizedWeights
 from llmcompile.validation.tensorrt_llm import (
     Inputs,
@@ -604,7 +604,9 @@ def _checks(
     inputs = Inputs(tokens=tokens, decoder_tokens=_decoder_tokens(subject, tokens.shape[0]))
     found = execute(subject.folder, inputs)
     if subject.overflow_accepted:
-        yield from _mask_overflow(stored, found)
+        outputs, found, masked = without_overflow(stored.outputs, found)
+        stored = replace(stored, outputs=outputs)
+        yield from masked
     tight = {output: _tight(subject, values) for output, values in stored.outputs.items()}
     if len(changes) == 0:
         limits = {output: _given(limit, atol, rtol) for output, limit in tight.items()}
@@ -646,18 +648,6 @@ def _given(limit: Tolerance, atol: float | None, rtol: float | None) -> Toleranc
         return limit
     flags = " and ".join(flag for flag, value in (("--atol", atol), ("--rtol", rtol)) if value is not None)
     return Tolerance(atol=0.0 if atol is None else atol, rtol=0.0 if rtol is None else rtol, reason=f"given by {flags}")
-
-
-def _mask_overflow(stored: Reference, found: Mapping[str, Tensor]) -> Iterator[str]:
-    """Set to zero what is non-finite on both sides, since the infinities were accepted."""
-    for output, values in stored.outputs.items():
-        if output in found and found[output].shape == values.shape:
-            both = ~values.isfinite() & ~found[output].isfinite()
-            values[both] = 0.0
-            found[output][both] = 0.0
-            if bool(both.any()):
-                share = both.float().mean().item()
-                yield f"{share:.1%} of output {output} is not finite, here as in the model, and was not compared"
 
 
 def _table_differences(subject: Subject, oracle: _Oracle) -> Iterator[Problem]:
@@ -847,7 +837,7 @@ def _behind_start(subject: Subject, tokens: Tensor) -> Tensor:
 def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
     """Perplexity and top-1 agreement on a text, of the checkpoint as the GPU will run it, beside the float32 model.
 
-    A decoder with an encoder gives back what that reads.
+    A decoder with an encoder gives back what that reads. Of logits that are not finite there is only a sentence.
     """
     text, windows, reason = _text_windows(subject, oracle)
     if reason != "":
@@ -860,6 +850,10 @@ def _quality(subject: Subject, oracle: _Oracle) -> Iterator[Finding]:
         model = oracle.run(tokens, stored=False, decoder_tokens=read).outputs["logits"]
         inputs = Inputs(tokens=tokens, decoder_tokens=read)
         logits = execute(subject.folder, inputs, activations=True, quantize=True)["logits"]
+        broken = not_finite(model, logits)
+        if broken != "":
+            yield f"{text} was not scored: {broken}"
+            return
         expected.add(model, tokens if read is None else read)
         found.add(logits, tokens if read is None else read)
         nats += divergence(model, logits)
