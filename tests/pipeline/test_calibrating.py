@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import weakref
@@ -364,6 +365,38 @@ def test_what_was_measured_is_in_the_manifest(
     cache = ranks["transformer.layers.0.attention.kv_cache_scaling_factor"]
     assert float(cache) == float(np.float32(record["cache"]["0"]) / np.float32(127))
     assert not (tmp_path / "out" / "calibration").exists()
+
+
+def test_factors_of_channels_are_in_the_manifest(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """The hash, the smallest and the largest of what the checkpoint has."""
+    run(*arguments(model("gpt2"), data, "int8_sq", "--no-validate"), tmp_path / "out")
+
+    record = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]
+    ranks = load_file(tmp_path / "out" / "checkpoint" / "rank0.safetensors")
+    factors = ranks["transformer.layers.1.mlp.proj.prequant_scaling_factor"].float().numpy()
+    digest = hashlib.sha256(factors.astype("<f4").tobytes()).hexdigest()
+    expected = {"sha256": digest, "smallest": float(factors.min()), "largest": float(factors.max())}
+    assert record["columns"]["1.mlp.down"] == expected
+    assert record["columns"].keys() == record["inputs"].keys()
+    assert record["experts"] == {}
+
+
+def test_the_range_of_each_expert_is_in_the_manifest(
+    model: Callable[[str], Path], data: Path, run: Run, tmp_path: Path
+) -> None:
+    """The scale of its weights follows from it."""
+    run(*arguments(model("mixtral"), data, "fp8", "--no-validate"), tmp_path / "out")
+
+    record = json.loads((tmp_path / "out" / "llmcompile.json").read_text())["calibration"]
+    ranks = load_file(tmp_path / "out" / "checkpoint" / "rank0.safetensors")
+    scales = ranks["transformer.layers.0.mlp.proj.weights_scaling_factor"][:, 0].numpy()
+    found = np.array(record["experts"]["0.experts.down"], np.float32) / np.float32(448)
+    assert found.tolist() == scales.tolist()
+    assert record["experts"].keys() == {f"{layer}.experts.{part}" for layer in (0, 1) for part in ("in", "down")}
+    assert max(record["experts"]["0.experts.down"]) == record["weights"]["0.experts.down"]
+    assert record["columns"] == {}
 
 
 def test_a_text_is_calibrated_on_with_the_models_tokenizer(run: Run, tmp_path: Path) -> None:

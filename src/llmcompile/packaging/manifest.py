@@ -110,6 +110,14 @@ class Validation(_Strict):
     quality: Quality | None = Field(None, description="Null for an artifact that is not quantized.")
 
 
+class Columns(_Strict):
+    """What a group's input channels are multiplied by before they are quantized."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the factors, as little-endian float32.")
+    smallest: float
+    largest: float
+
+
 class Calibration(_Strict):
     """What the scales of a calibrated recipe were measured on, and what was measured."""
 
@@ -124,6 +132,12 @@ class Calibration(_Strict):
         description="Layer and group of linear layers -> largest magnitude of an input, after its channel's factor."
     )
     weights: Mapping[str, float] = Field(description="Likewise of a weight, divided by its channel's factor.")
+    columns: Mapping[str, Columns] = Field(
+        default_factory=dict, description="Layer and group -> its channels' factors; without AWQ and SmoothQuant, none."
+    )
+    experts: Mapping[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="Layer and group of experts -> of each expert, what weights has of all."
+    )
     cache: Mapping[str, float] = Field(description="Layer -> largest magnitude of a query, key or value.")
 
 

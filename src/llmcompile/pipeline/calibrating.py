@@ -491,6 +491,7 @@ def _record(job: Job, samples: Samples, ranges: Ranges) -> records.Calibration:
     assert isinstance(job.options, TrtllmOptions)
     count, length = samples.tokens.shape
     calibrator, version = _calibrator(job)
+    linears = {f"{layer}.{group}": measured for (layer, group), measured in ranges.linears.items()}
     return records.Calibration(
         data=samples.name,
         sha256=samples.sha256,
@@ -499,7 +500,16 @@ def _record(job: Job, samples: Samples, ranges: Ranges) -> records.Calibration:
         calibrator_version=version,
         samples=count,
         tokens=length,
-        inputs={f"{layer}.{group}": measured.inputs for (layer, group), measured in ranges.linears.items()},
-        weights={f"{layer}.{group}": measured.weights for (layer, group), measured in ranges.linears.items()},
+        inputs={name: measured.inputs for name, measured in linears.items()},
+        weights={name: measured.weights for name, measured in linears.items()},
+        columns={name: _columns(one.columns) for name, one in linears.items() if one.columns is not None},
+        experts={name: tuple(one.experts.tolist()) for name, one in linears.items() if one.experts is not None},
         cache={str(layer): value for layer, value in ranges.cache.items()},
+    )
+
+
+def _columns(factors_C: Array) -> records.Columns:
+    content = np.ascontiguousarray(factors_C, "<f4").tobytes()
+    return records.Columns(
+        sha256=hashlib.sha256(content).hexdigest(), smallest=float(factors_C.min()), largest=float(factors_C.max())
     )
