@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -235,6 +236,37 @@ def test_a_weight_beyond_the_artifacts_type_is_an_error(recipe: str, tmp_path: P
 
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight: .* in float16"):
         measured(tmp_path, recipe, theirs=True, dtype=torch.float16)
+
+
+def test_what_does_not_import_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to type, where one of modelopt's own packages is absent or too new for it."""
+    monkeypatch.setitem(sys.modules, "modelopt.torch", None)
+    folder = models.save("llama_gqa", tmp_path, config=sizes("llama_gqa"))
+
+    with pytest.raises(ToolchainError, match="does not import") as raised:
+        measured(folder, "fp8", theirs=True)
+
+    assert raised.value.problems[0].hint == "pip install 'llmcompile[trtllm]'"
+
+
+@installed
+@pytest.mark.parametrize("error", [TypeError("no such argument"), KeyError("quant_cfg"), AttributeError("gone")])
+def test_whatever_stops_modelopt_is_said(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the layer, and who measures instead."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from modelopt.torch import quantization
+
+    def stopped(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(quantization, "quantize", stopped)
+    folder = models.save("llama_gqa", tmp_path, config=sizes("llama_gqa"))
+
+    with pytest.raises(ToolchainError, match=f"layer 0: {type(error).__name__}") as raised:
+        measured(folder, "fp8", theirs=True)
+
+    assert raised.value.problems[0].hint == "--calibrator llmcompile"
 
 
 @pytest.mark.parametrize(("version", "words"), [("", "not installed"), ("0.19.0", "0.19.0")])

@@ -40,7 +40,7 @@ from llmcompile.calibration.measuring import (
     refuse_non_finite,
     rounded,
 )
-from llmcompile.errors import CheckpointError, ToolchainError
+from llmcompile.errors import CheckpointError, LlmCompileError, ToolchainError
 from llmcompile.ranges import SMOOTHING, Measured, Measurement, bounded
 from llmcompile.validation.reference import Weights
 
@@ -112,13 +112,17 @@ def measure_layer(
 
     Raises:
         CheckpointError: A weight or an activation is not finite, or a group has no linear layer.
-        ToolchainError: modelopt stopped, or left a linear layer as it is.
+        ToolchainError: modelopt does not import or stopped, or left a linear layer as it is.
     """
     matrices = find_matrices(layers, layer, places)
     _fill(layers, layer, weights)
     with _quietly(), torch.inference_mode():
-        from modelopt.torch import quantization
-        from modelopt.torch.quantization.calib import MaxCalibrator
+        try:
+            from modelopt.torch import quantization
+            from modelopt.torch.quantization.calib import MaxCalibrator
+        except Exception as error:  # what it is made of may be absent, or of a release that it does not know
+            found = f"installed, and does not import ({type(error).__name__}: {error})"
+            raise ToolchainError(PACKAGE, found, "one that does", INSTALL) from error
 
         seen = {group: Seen() for group in matrices}
         cache = MaxCalibrator()
@@ -139,12 +143,14 @@ def measure_layer(
             forward.hooks.append(module.register_forward_hook(output_hook(on_output)))
         if measurement.linears:
             assert recipe is not None
-            config = _config(getattr(quantization, PRESETS[recipe]), recipe, measurement.group_size)
             try:
+                config = _config(getattr(quantization, PRESETS[recipe]), recipe, measurement.group_size)
                 quantization.quantize(layers.modules[layer], config, forward)
-            except (AssertionError, RuntimeError) as error:
-                hint = "--calibrator llmcompile"
-                raise ToolchainError(PACKAGE, f"layer {layer}: {error}", "a layer that is measured", hint) from error
+            except (LlmCompileError, OSError, MemoryError):  # of the weights, the disk and the machine
+                raise
+            except Exception as error:
+                found, hint = f"layer {layer}: {type(error).__name__}: {error}", "--calibrator llmcompile"
+                raise ToolchainError(PACKAGE, found, "a layer that is measured", hint) from error
         else:
             forward(layers.modules[layer])
         linears = {}
