@@ -435,7 +435,12 @@ def test_local_folder_has_no_revisions(tmp_path: Path) -> None:
         locate(str(tmp_path), revision="main", token=None)
 
 
-@pytest.mark.parametrize("model", ["./absent", "../absent", "/no/such/folder", "a/b/c", "a b", "org/tiny/", "@main"])
+NO_IDS = ("./absent", "../absent", "/no/such/folder", "a/b/c", "a b", "org/tiny/", "@main")
+NO_PATHS = ("b" * 300 + " c", "~no-such-user/x", "a\0")
+"""What the file system does not take."""
+
+
+@pytest.mark.parametrize("model", [*NO_IDS, *NO_PATHS])
 def test_what_is_neither_folder_nor_id_is_refused(model: str) -> None:
     """A path that does not exist, and reads like no hub id, is refused without asking the hub."""
     with pytest.raises(CheckpointError, match="no such folder"):

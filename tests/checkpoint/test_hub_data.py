@@ -143,7 +143,7 @@ def test_a_files_name_is_no_hub_id(name: str) -> None:
     assert (found.label, found.path) == (Path(name).name, Path(name))
 
 
-@pytest.mark.parametrize("name", ["../x/y", "org/na me", "a/b/c"])
+@pytest.mark.parametrize("name", ["../x/y", "org/na me", "a/b/c", f"{'b' * 300} c", "~no-such-user/x", "a\0"])
 def test_what_is_neither_is_refused(name: str) -> None:
     """Before the hub is asked."""
     with pytest.raises(CheckpointError, match="no such file"):

@@ -164,8 +164,8 @@ def locate_data(dataset: str, *, token: str | None, cache_dir: Path | None = Non
     """
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
-    path = Path(dataset).expanduser()
-    if path.exists() or (path.suffix in DATA_FILES and ":" not in dataset) or path.is_absolute():
+    path = _expanded(dataset)
+    if _exists(path) or (path.suffix in DATA_FILES and ":" not in dataset) or path.is_absolute():
         return Data(path.name, path)
     name, _, file = dataset.partition(":")
     repo, revision = _repository(name, None, _DATASET)
@@ -211,12 +211,28 @@ def _data_file(repo: str, names: Sequence[str], wanted: str) -> str:
 
 
 def _local(model: str, revision: str | None) -> Located | None:
-    folder = Path(model).expanduser()
-    if not folder.exists():
+    folder = _expanded(model)
+    if not _exists(folder):
         return None
     if revision is not None:
         raise CheckpointError("--revision", f"{revision}, with the local folder {model}", "a hub id", "drop it")
     return Located(folder, folder.absolute().name if folder.name != "" else folder.resolve().name, None, None)
+
+
+def _expanded(name: str) -> Path:
+    """A path with the user's folder for ~; as it is for a user that there is none of."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; none has a name that the file system does not take."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _repository(model: str, revision: str | None, asked: _Asked = _MODEL) -> tuple[str, str | None]:
