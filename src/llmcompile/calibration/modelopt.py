@@ -121,8 +121,8 @@ def measure_layer(
             from modelopt.torch import quantization
             from modelopt.torch.quantization.calib import MaxCalibrator
         except Exception as error:  # what it is made of may be absent, or of a release that it does not know
-            found = f"installed, and does not import ({type(error).__name__}: {error})"
-            raise ToolchainError(PACKAGE, found, "one that does", INSTALL) from error
+            reason = f"installed, and does not import ({type(error).__name__}: {error})"
+            raise ToolchainError(PACKAGE, reason, "one that does", INSTALL) from error
 
         seen = {group: Seen() for group in matrices}
         cache = MaxCalibrator()
@@ -149,8 +149,8 @@ def measure_layer(
             except (LlmCompileError, OSError, MemoryError):  # of the weights, the disk and the machine
                 raise
             except Exception as error:
-                found, hint = f"layer {layer}: {type(error).__name__}: {error}", "--calibrator llmcompile"
-                raise ToolchainError(PACKAGE, found, "a layer that is measured", hint) from error
+                reason, hint = f"layer {layer}: {type(error).__name__}: {error}", "--calibrator llmcompile"
+                raise ToolchainError(PACKAGE, reason, "a layer that is measured", hint) from error
         else:
             forward(layers.modules[layer])
         linears = {}
