@@ -186,13 +186,19 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(["llmcompile", *command]) for command in COMMANDS])
 def test_help_takes_less_than_a_third_of_a_second(command: list[str]) -> None:
-    """The processor time of one of fifteen runs, so that a busy machine does not count."""
+    """Where importing typer and rich takes its usual eighth of one; on a slower or busier machine, 2.7 times that."""
 
-    def seconds() -> float:
+    def seconds(*words: str) -> float:
         before, start = os.times(), time.monotonic()
-        subprocess.run([sys.executable, "-m", "llmcompile", *command, "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
         after = os.times()
         spent = after.children_user + after.children_system - before.children_user - before.children_system
         return min(spent, time.monotonic() - start)
 
-    assert any(seconds() < 0.3 for _ in range(15))
+    ours, theirs = [], []
+    for _ in range(15):
+        ours.append(seconds("-m", "llmcompile", *command, "--help"))
+        theirs.append(seconds("-c", "import typer, typer.rich_utils"))
+        if min(ours) < max(0.3, 2.7 * min(theirs)):
+            return
+    raise AssertionError(f"{min(ours):.3f} s; importing typer and rich alone {min(theirs):.3f} s")

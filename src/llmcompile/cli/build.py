@@ -1,7 +1,5 @@
 """`llmcompile build ...`: artifacts that end in a vendor's compiler."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

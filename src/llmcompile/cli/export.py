@@ -1,7 +1,5 @@
 """`llmcompile export ...`: graphs for a vendor's compiler."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`llmcompile lint`: what kind of serving package a folder is, and whether it will load."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
 from typing import Annotated

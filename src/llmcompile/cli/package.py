@@ -1,7 +1,5 @@
 """`llmcompile package ...`: an artifact as a server loads it. The commands are made from the targets' own tables."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Command-line parameters that several commands share, each defined once: names, environment variable, help."""
 
-from __future__ import annotations
-
 import re
 from enum import Enum
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`llmcompile partition ...`: pre-sharded artifacts that need no compiler."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`llmcompile quantize`: every recipe a model can have, built and run, side by side."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

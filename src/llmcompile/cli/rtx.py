@@ -1,7 +1,5 @@
 """`llmcompile build tensorrt-rtx`: an ONNX model, and engines of it for GPUs that need not be here."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """`llmcompile verify`: whether an artifact still is what its manifest says, and whether its numbers are right."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
