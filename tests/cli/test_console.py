@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmcompile.cli.console import Console, _validated_line
+from llmcompile.cli.console import Console, _quality_line, _validated_line
 from llmcompile.cli.params import size
 from llmcompile.exporters.processes import Line
 from llmcompile.packaging.manifest import Comparison, Validation
+from llmcompile.pipeline.validating import quality_record
+from llmcompile.validation.checks import Quality
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -315,3 +317,15 @@ def test_a_validations_notes_are_shown(run: Run, output: Path) -> None:
 
     notes = json.loads((output / "llmcompile.json").read_text())["validation"]["notes"]
     assert [note for note in notes if note not in result.out] == []
+
+
+def test_a_perplexity_is_not_rounded_to_the_models() -> None:
+    """321.4 beside 320.6 is neither recorded nor printed as 321."""
+    figures = {"perplexity_model": 320.6421, "perplexity": 321.4321, "kl": 0.12345, "top1": 0.9}
+    found = Quality(text="a text", recipe="FP8", tokens=7, **figures, largest_error=0.1, largest_logit=3.0)
+
+    record = quality_record(found, digits=3)
+    line = _quality_line(Validation(passed=True, executor="x", comparisons=(), notes=(), quality=record))
+
+    assert (record.perplexity_model, record.perplexity, record.kl) == (320.642, 321.432, 0.123)
+    assert line.startswith("perplexity 321.4, the model's 320.6;")

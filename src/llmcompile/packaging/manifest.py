@@ -87,7 +87,10 @@ class Comparison(_Strict):
 
 
 class Quality(_Strict):
-    """What a quantized artifact costs on a text, beside the float32 model; figures of three significant digits."""
+    """What a quantized artifact costs on a text, beside the float32 model.
+
+    Perplexities have six significant digits, other figures three.
+    """
 
     text: str
     recipe: str

@@ -35,7 +35,9 @@ class Outcome(_Strict):
     calibrated: bool = Field(description="Whether it needs data.")
     oldest_gpu: int = Field(description="Compute capability, times ten, of the oldest that this release runs it on.")
     first_release: str = Field(description="Of TensorRT-LLM.")
-    quality: Quality | None = Field(description="Null for one that failed; figures of five significant digits.")
+    quality: Quality | None = Field(
+        description="Null for one that failed; figures of five significant digits, perplexities of six."
+    )
     checkpoint: str | None = Field(description="Its folder here; null where it was not kept.")
     notes: tuple[str, ...] = Field(description="What to know before deploying it.")
 

@@ -368,17 +368,17 @@ def run(
 
 
 def quality_record(found: Quality, *, digits: int) -> records.Quality:
-    """What a manifest says of it, in so many significant digits."""
+    """What a manifest says of it, in so many significant digits; perplexities, which are compared, in six."""
 
-    def rounded(value: float) -> float:
+    def rounded(value: float, digits: int = digits) -> float:
         return float(f"{value:.{digits}g}")
 
     return records.Quality(
         text=found.text,
         recipe=found.recipe,
         tokens=found.tokens,
-        perplexity_model=rounded(found.perplexity_model),
-        perplexity=rounded(found.perplexity),
+        perplexity_model=rounded(found.perplexity_model, 6),
+        perplexity=rounded(found.perplexity, 6),
         kl=rounded(found.kl),
         top1=rounded(found.top1),
         largest_error=rounded(found.largest_error),
