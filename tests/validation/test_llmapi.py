@@ -219,7 +219,7 @@ def flipped(name: str) -> Callable[[Path], None]:
 UP, DOWN, Q, K, V, OUT = (
     f"{LAYER}.{part}" for part in ("mlp.up_proj", "mlp.down_proj", *(f"self_attn.{p}_proj" for p in "qkvo"))
 )
-BREAKS: dict[str, tuple[str, Callable[[Path], None]]] = {
+BREAKS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a weight of a plain checkpoint": ("none", flipped(f"{UP}.weight")),
     "a row of the table": ("none", flipped("model.embed_tokens.weight")),
     "layers exchanged": ("none", swapped("model.layers.0.mlp.up_proj.weight", f"{UP}.weight")),
@@ -243,6 +243,15 @@ BREAKS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "texts that disagree": (
         "fp8",
         text("config.json", lambda content: content["quantization_config"].update(quant_algo="NVFP4")),
+    ),
+    "weights that are no weights": ("none", lambda folder: (folder / "model.safetensors").write_bytes(b"garbage")),
+    "groups of nothing": (
+        "int4_awq",
+        text("hf_quant_config.json", lambda content: content["quantization"].update(group_size=0)),
+    ),
+    "modules excluded that are no list": (
+        "fp8",
+        text("config.json", lambda content: content["quantization_config"].update(ignore=5)),
     ),
     "an unknown recipe": (
         "fp8",

@@ -68,15 +68,18 @@ class Folder:
 
 
 def open_folder(path: Path) -> Folder:
-    """Read the texts and find the weight files.
+    """Read the texts, and find the weight files and their headers.
 
     Raises:
-        MismatchError: A text is not what it should be, or a file of weights is missing.
+        MismatchError: A text is not what it should be, or a file of weights is missing or none.
     """
     config = read_object(path / "config.json")
     quantized = path / "hf_quant_config.json"
     quantization = _quantization(read_object(quantized)) if quantized.exists() else Quantization()
-    return Folder(path, config, quantization, tuple(_files(path)))
+    files = tuple(_files(path))
+    for file in files:
+        _names(file)
+    return Folder(path, config, quantization, files)
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
@@ -104,6 +107,9 @@ def _quantization(content: Mapping[str, Any]) -> Quantization:
     for key, kind in (("quant_algo", str), ("kv_cache_quant_algo", str), ("group_size", int)):
         if block.get(key) is not None and not isinstance(block[key], kind):
             raise MismatchError(f"hf_quant_config.json: {key}", repr(block[key])[:60], f"a {kind.__name__}", AGAIN)
+    size = block.get("group_size")
+    if isinstance(size, bool) or (size is not None and size < 1):
+        raise MismatchError("hf_quant_config.json: group_size", repr(size), "a whole number >= 1", AGAIN)
     return Quantization(
         algorithm=block.get("quant_algo"),
         cache=block.get("kv_cache_quant_algo"),
@@ -156,13 +162,17 @@ def _inline(folder: Folder) -> Iterator[Problem]:
     if not isinstance(inline, dict):
         yield Problem(subject, repr(inline)[:60], "what hf_quant_config.json says", AGAIN)
         return
+    ignored = inline.get("ignore", [])
+    if not isinstance(ignored, list):
+        yield Problem(f"{subject}: ignore", repr(ignored)[:60], "a list of names", AGAIN)
+        return
     cache = inline.get("kv_cache_scheme")
     words = {"float8": "FP8"}.get(f"{cache.get('type')}{cache.get('num_bits')}") if isinstance(cache, dict) else None
     for key, found, wanted in (
         ("quant_method", inline.get("quant_method"), "modelopt"),
         ("quant_algo", inline.get("quant_algo"), stated.algorithm),
         ("kv_cache_scheme", words, stated.cache),
-        ("ignore", sorted(str(name) for name in inline.get("ignore", ())), sorted(stated.excluded)),
+        ("ignore", sorted(str(name) for name in ignored), sorted(stated.excluded)),
     ):
         if found != wanted:
             yield Problem(f"{subject}: {key}", f"{found!r:.80}", f"{wanted!r:.80}", AGAIN)
