@@ -97,3 +97,36 @@ def test_a_build_packages_itself(run: Run, tmp_path: Path) -> None:
 
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "output-ray-serve" / "llmcompile.json").read_text())["package"]["kind"] == "hf"
+
+
+REFUSED: list[tuple[str, tuple[str, ...], int, str]] = [
+    ("lmi", ("--quantization", "int4_awq"), 4, "W4A16_AWQ, which vLLM does not load"),
+    ("ray-serve", ("--quantization", "int4_awq"), 4, "W4A16_AWQ, which vLLM does not load"),
+    ("sagemaker", ("--quantization", "int4_awq"), 4, "W4A16_AWQ, which vLLM does not load"),
+    ("rayllm", ("--kv-cache", "fp8"), 4, "'modelopt', which RayLLM's vLLM does not load"),
+    ("triton", (), 2, "--model-py: not given"),
+]
+
+
+@pytest.mark.parametrize(("server", "flags", "code", "words"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_a_package_that_cannot_be_is_refused_before_the_build(
+    run: Run, tmp_path: Path, server: str, flags: tuple[str, ...], code: int, words: str
+) -> None:
+    """By recipe and options, in a dry run too: the model itself is not looked at yet."""
+    output = tmp_path / "output"
+    asked = ("--target", "llmapi", "--dry-run", *flags, "--package", server, output)
+
+    result = run("build", "trtllm", "-m", tmp_path, *asked, env={"LLMCOMPILE_BUCKET_URI": "s3://bucket/name/"})
+
+    assert result.code == code, result.err
+    assert words in result.err
+
+
+def test_a_build_is_told_by_which_variable_a_package_takes_an_option(run: Run, tmp_path: Path) -> None:
+    """It has no --model-py itself."""
+    output = tmp_path / "output"
+
+    result = run("build", "trtllm", "-m", tmp_path, "--target", "llmapi", "--package", "triton", output)
+
+    assert "takes it from the variable LLMCOMPILE_MODEL_PY" in result.err
+    assert f"llmcompile package triton {output} {output}-triton" in result.err

@@ -28,6 +28,7 @@ from llmcompile import __version__
 from llmcompile.cli import neuron_lines, quantize_lines, rtx_lines, serving_lines
 from llmcompile.cli.stopping import SIGINT_CODE, SIGTERM_CODE, TerminatedError
 from llmcompile.errors import LlmCompileError, MismatchError, OptionsError, Problem, collected, combined
+from llmcompile.packaging.target import Foreseen
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -116,10 +117,10 @@ class Console:
 
         self._dry_run = options.build.dry_run
         if isinstance(options, TrtllmOptions) and options.from_checkpoint is not None:
-            self._refuse_packages(options.build, "trtllm-engine")
+            self._refuse_packages(options.build, Foreseen("trtllm-engine", options.trtllm_version))
             self._run_from(options)
             return
-        self._refuse_packages(options.build, _kind_of(options))
+        self._refuse_packages(options.build, _foreseen(options))
         self.job = pipeline.prepare(options, self.report)
         if options.build.dry_run:
             self._show_plan(self.job)
@@ -163,7 +164,7 @@ class Console:
             return
         plan = self.export_plan = neuron.prepare_export(options, self.report)
         self._refuse_packages(
-            options.build, "neuron-lowered" if options.stop_after is not None else _layout(plan.layout)
+            options.build, Foreseen("neuron-lowered" if options.stop_after is not None else _layout(plan.layout))
         )
         lines = neuron_lines.plan_lines(plan, _size)
         if options.build.dry_run:
@@ -185,7 +186,7 @@ class Console:
 
         plan = self.lowering_plan = neuron.open_lowered(options, self.report)
         assert plan.manifest.neuron is not None
-        self._refuse_packages(options.build, _layout(plan.manifest.neuron.layout))
+        self._refuse_packages(options.build, Foreseen(_layout(plan.manifest.neuron.layout)))
         lines = neuron_lines.lowering_lines(plan, _size)
         if options.build.dry_run:
             self._show_lines(lines, failed=plan.errors != ())
@@ -409,11 +410,11 @@ class Console:
         if self.json and not dry_run:
             self._out.print(jsonlib.dumps(self._document(0), ensure_ascii=True), markup=False)
 
-    def _refuse_packages(self, build: BuildOptions, kind: Kind) -> None:
+    def _refuse_packages(self, build: BuildOptions, foreseen: Foreseen) -> None:
         """Stop before the work, where a package asked for with it cannot be."""
         from llmcompile.pipeline import packaging
 
-        errors = packaging.shortcut_errors(_shortcuts(build), kind, build.output, force=build.force)
+        errors = packaging.shortcut_errors(_shortcuts(build), foreseen, build.output, force=build.force)
         if len(errors) > 0:
             raise combined(errors)
 
@@ -1153,13 +1154,22 @@ def _shortcuts(build: BuildOptions) -> list[Shortcut]:
     return [Shortcut(*from_environment(text, os.environ)) for text in build.package]
 
 
-def _kind_of(options: Options) -> Kind:
-    """What kind of artifact a build without graphs makes."""
+def _foreseen(options: Options) -> Foreseen:
+    """What a build without graphs makes."""
+    from llmcompile.exporters.trtllm.llmapi.recipes import RECIPES
+
     if options.backend == "ft":
-        return "ft"
-    if getattr(options, "target", None) == "llmapi":
-        return "hf"
-    return "trtllm-checkpoint" if getattr(options, "stop_after", None) == "checkpoint" else "trtllm-engine"
+        return Foreseen("ft")
+    assert options.backend == "trtllm"
+    if options.target != "llmapi":
+        return Foreseen(
+            "trtllm-checkpoint" if options.stop_after == "checkpoint" else "trtllm-engine", options.trtllm_version
+        )
+    recipe = None if options.quantization is None else RECIPES.get(options.quantization)
+    algorithm = None if recipe is None else recipe.algorithm
+    quantized = recipe is not None or options.kv_cache is not None
+    block = {"quant_algo": algorithm, "quant_method": "modelopt"} if quantized else {}
+    return Foreseen("hf", options.trtllm_version, block)
 
 
 def _layout(name: str) -> Kind:

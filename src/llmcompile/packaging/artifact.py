@@ -145,11 +145,23 @@ def refuse_in_vllm(artifact: Artifact) -> None:
     Raises:
         UnsupportedError: It is such a one.
     """
-    block = section(artifact.config, "quantization_config")
+    refuse_recipe_in_vllm(section(artifact.config, "quantization_config"), f"{artifact.path}/config.json: ")
+
+
+def refuse_recipe_in_vllm(block: Mapping[str, Any], where: str = "") -> None:
+    """The same of `quantization_config` alone.
+
+    Args:
+        block: The section.
+        where: What to say before its name.
+
+    Raises:
+        UnsupportedError: It is such a one.
+    """
     algorithm = block.get("quant_algo")
     if block.get("quant_method") == "modelopt" and algorithm not in (None, *_VLLM_ALGORITHMS):
         raise UnsupportedError(
-            f"{artifact.path}/config.json: quantization_config",
+            f"{where}quantization_config",
             f"{algorithm}, which vLLM does not load",
             " or ".join(_VLLM_ALGORITHMS),
             "llmcompile package triton, for TensorRT-LLM; or build it with --quantization fp8",

@@ -120,6 +120,21 @@ class Request:
     runtime_version: str | None = None
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known of an artifact before it is built.
+
+    Attributes:
+        kind: What it will be.
+        runtime: Version of TensorRT-LLM it is for; None where it is for another runtime.
+        quantization: `quantization_config` of its config.json, as far as servers choose by it; empty for none.
+    """
+
+    kind: Kind
+    runtime: str | None = None
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Package:
     """A package before it is written.
@@ -208,6 +223,7 @@ class Target(Generic[O]):
         converts: Flag that stands in ARTIFACT's place, like "--from-rayllm" -> what makes a package of a file's text,
             its name, the options and the request.
         needs: Fields of the options, of each group of which one must be given; no artifact knows them.
+        foresee: Raises what `plan` or `lint` would refuse, as far as it is known before the artifact is built.
     """
 
     name: str
@@ -225,6 +241,7 @@ class Target(Generic[O]):
     prefer: Callable[[Artifact, Sequence[str]], str | None] | None = None
     converts: Mapping[str, Callable[[str, str, O, Request], Package]] = field(default_factory=dict)
     needs: tuple[tuple[str, ...], ...] = ()
+    foresee: Callable[[Foreseen, O], None] = lambda foreseen, options: None
 
     def choose(self, kind: Kind, asked: str | None, artifact: Artifact | None = None) -> str:
         """The release a package is for: the one asked for, the one preferred, or the newest that serves the kind.

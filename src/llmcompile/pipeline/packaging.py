@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,18 @@ from llmcompile.errors import (
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging import tree as trees
 from llmcompile.packaging.artifact import Artifact, open_artifact
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, release_of, runtime_of
+from llmcompile.packaging.target import (
+    Finding,
+    Foreseen,
+    Kind,
+    Package,
+    Request,
+    Serving,
+    Target,
+    flags,
+    release_of,
+    runtime_of,
+)
 from llmcompile.packaging.targets import TARGETS
 from llmcompile.packaging.tree import Tree
 from llmcompile.pipeline.job import Report
@@ -461,7 +472,9 @@ def shortcut_output(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name}-{name}")
 
 
-def shortcut_errors(packages: Sequence[Shortcut], kind: Kind, output: Path, *, force: bool) -> list[LlmCompileError]:
+def shortcut_errors(
+    packages: Sequence[Shortcut], foreseen: Foreseen, output: Path, *, force: bool
+) -> list[LlmCompileError]:
     """Why packages asked for with a build will not be made, as far as can be told before it."""
     errors: list[LlmCompileError] = []
     for name, count in Counter(asked.target for asked in packages).items():
@@ -473,10 +486,11 @@ def shortcut_errors(packages: Sequence[Shortcut], kind: Kind, output: Path, *, f
     for asked in packages:
         target = TARGETS[asked.target]
         try:
-            target.choose(kind, asked.version)
+            target.choose(foreseen.kind, asked.version)
             check_replaceable(shortcut_output(output, asked.target), force=force)
+            target.foresee(foreseen, asked.settings)
         except LlmCompileError as error:
-            errors.append(error)
+            errors.append(_by_variable(error, asked, output))
         for group in target.needs:
             if all(getattr(asked.settings, name) is None for name in group):
                 names = " or ".join(f"LLMCOMPILE_{name.upper()}" for name in group)
@@ -485,6 +499,18 @@ def shortcut_errors(packages: Sequence[Shortcut], kind: Kind, output: Path, *, f
                 hint = f"set {names}; or package it afterwards: {again}"
                 errors.append(OptionsError(f"--package {asked.target}", f"{names} is not set", "", hint))
     return errors
+
+
+def _by_variable(error: LlmCompileError, asked: Shortcut, output: Path) -> LlmCompileError:
+    """The same of an option of the target's, with its variable: a build does not have its flag."""
+    *others, last = error.problems
+    names = {name for made in flags(type(asked.settings)).values() for name in made.names}
+    if last.subject not in names:
+        return error
+    variable = "LLMCOMPILE_" + last.subject.removeprefix("--").replace("-", "_").upper()
+    again = f"llmcompile package {asked.target} {output} {shortcut_output(output, asked.target)}"
+    hint = f"{last.hint}\n--package takes it from the variable {variable}; or package it afterwards: {again}"
+    return collected(type(error), [*others, replace(last, hint=hint)])
 
 
 def shortcut_options(asked: Shortcut, output: Path, *, force: bool) -> PackageOptions:

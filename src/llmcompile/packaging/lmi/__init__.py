@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmcompile.packaging.target import Finding, Kind, Package, Request, Serving, Target, flag, without_rtx
+from llmcompile.packaging.target import Finding, Foreseen, Kind, Package, Request, Serving, Target, flag, without_rtx
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -145,6 +145,13 @@ def prefer(artifact: Artifact, releases: Sequence[str]) -> str | None:
     return planning.prefer(artifact, releases)
 
 
+def foresee(foreseen: Foreseen, options: LmiOptions) -> None:
+    """As `refuse_recipe_in_vllm`, which is the engine of a Hugging Face folder."""
+    from llmcompile.packaging.artifact import refuse_recipe_in_vllm
+
+    refuse_recipe_in_vllm(foreseen.quantization)
+
+
 def detect(tree: Tree) -> bool:
     """Whether there is a serving.properties, at the root or in a folder above which nothing is."""
     tops = {path.split("/")[0] for path in tree.files}
@@ -168,6 +175,7 @@ TARGET: Target[LmiOptions] = Target(
     serves=SERVES,
     refusals=_REFUSALS,
     plan=plan,
+    foresee=foresee,
     rules=RULES,
     detect=detect,
     lint=lint,

@@ -11,6 +11,7 @@ from llmcompile.packaging.ray_serve.engine_args import DTYPES
 from llmcompile.packaging.ray_serve.releases import RELEASES
 from llmcompile.packaging.target import (
     Finding,
+    Foreseen,
     Kind,
     Package,
     Request,
@@ -101,6 +102,13 @@ def convert(text: str, name: str, options: RayServeOptions, request: Request) ->
     return package(text, name, options, request)
 
 
+def foresee(foreseen: Foreseen, options: RayServeOptions) -> None:
+    """As `refuse_recipe_in_vllm`, which is the engine of a Hugging Face folder."""
+    from llmcompile.packaging.artifact import refuse_recipe_in_vllm
+
+    refuse_recipe_in_vllm(foreseen.quantization)
+
+
 def detect(tree: Tree) -> bool:
     """Whether there is a Serve config file for ray.serve.llm, or an LLMConfig, at the root."""
     from llmcompile.packaging.ray_serve.documents import is_ours
@@ -172,6 +180,7 @@ TARGET: Target[RayServeOptions] = Target(
     serves={"hf": RELEASES},
     refusals=_REFUSALS,
     plan=plan,
+    foresee=foresee,
     rules=RULES,
     detect=detect,
     lint=lint,

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from llmcompile.errors import UnsupportedError
 from llmcompile.packaging.target import (
     Finding,
+    Foreseen,
     Kind,
     Package,
     Request,
@@ -97,6 +99,24 @@ def _plan(artifact: Artifact, options: RayLLMOptions, request: Request) -> Packa
     return plan(artifact, options, request)
 
 
+def _foresee(foreseen: Foreseen, options: RayLLMOptions) -> None:
+    """Refuse what the rule "loads" would.
+
+    Raises:
+        UnsupportedError: It is quantized in a way that RayLLM's vLLM does not know.
+    """
+    from llmcompile.packaging.rayllm.facts import QUANTIZATIONS
+
+    method = foreseen.quantization.get("quant_method")
+    if method is not None and method not in QUANTIZATIONS:
+        raise UnsupportedError(
+            "quantization_config.quant_method",
+            f"{method!r}, which RayLLM's vLLM does not load",
+            f"one of {', '.join(QUANTIZATIONS)}",
+            "serve it with ray.serve.llm: llmcompile package ray-serve",
+        )
+
+
 def _detect(tree: Tree) -> bool:
     from llmcompile.packaging.rayllm.checks import detect
 
@@ -133,6 +153,7 @@ TARGET: Target[RayLLMOptions] = Target(
     refusals=_REFUSALS,
     needs=(("bucket_uri", "model_local_path"),),
     plan=_plan,
+    foresee=_foresee,
     rules=MappingProxyType(
         {
             "yaml": "Entries and serve configs are YAML that a safe loader reads.",

@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmcompile.packaging.lmi import TARGET as LMI
+from llmcompile.packaging.lmi import LmiOptions
 from llmcompile.packaging.neuron_env import DECODERS, IMAGES
 from llmcompile.packaging.sagemaker.names import CONFIG, DJL, ENCODERS, ENVIRONMENT, MODEL, OPTIMUM, RULES, TRANSFORMERS
-from llmcompile.packaging.target import KINDS, Finding, Kind, Package, Request, Serving, Target, flag
+from llmcompile.packaging.target import KINDS, Finding, Foreseen, Kind, Package, Request, Serving, Target, flag
 
 if TYPE_CHECKING:
     from llmcompile.packaging.artifact import Artifact
@@ -111,6 +112,11 @@ _NOT_SERVED: Mapping[Kind, tuple[str, str]] = MappingProxyType(
 )
 
 
+def foresee(foreseen: Foreseen, options: SageMakerOptions) -> None:
+    """As LMI's own, which serves what has a recipe."""
+    LMI.foresee(foreseen, LmiOptions())
+
+
 def detect(tree: Tree) -> bool:
     """Whether there is a request to create a model, or an environment for one."""
     return MODEL in tree.files or (ENVIRONMENT in tree.files and CONFIG in tree.files)
@@ -137,6 +143,7 @@ TARGET = Target(
     serves=SERVES,
     refusals=_NOT_SERVED,
     plan=plan,
+    foresee=foresee,
     rules=RULES,
     detect=detect,
     lint=lint,

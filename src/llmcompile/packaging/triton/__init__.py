@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmcompile.packaging.target import (
     Finding,
+    Foreseen,
     Package,
     Request,
     Serving,
@@ -114,6 +115,13 @@ def plan(artifact: Artifact, options: TritonOptions, request: Request) -> Packag
     return planning.plan(artifact, options, request)
 
 
+def foresee(foreseen: Foreseen, options: TritonOptions) -> None:
+    """As `planning.foresee`."""
+    from llmcompile.packaging.triton import planning
+
+    planning.foresee(foreseen, options)
+
+
 def detect(tree: Tree) -> bool:
     """Whether a folder looks like a model repository: folders with config.pbtxt, and nothing of LMI's."""
     configs = [path for path in tree.files if path.endswith("/config.pbtxt") and path.count("/") == 1]
@@ -157,6 +165,7 @@ TARGET: Target[TritonOptions] = Target(
         }
     ),
     plan=plan,
+    foresee=foresee,
     rules=RULES,
     detect=detect,
     lint=lint,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompile.errors import CheckpointError, OptionsError, UnsupportedError
 from llmcompile.packaging.artifact import Artifact, read_object
 from llmcompile.packaging.documents import section, whole
-from llmcompile.packaging.target import KINDS, Kind, Package, Request, flags
+from llmcompile.packaging.target import KINDS, Foreseen, Kind, Package, Request, flags
 from llmcompile.packaging.triton import engine, ensemble, fastertransformer, llmapi
 from llmcompile.packaging.triton.generations import GENERATIONS, generation_of, has
 from llmcompile.packaging.triton.pbtxt import Message, render
@@ -64,14 +64,33 @@ def plan(artifact: Artifact, options: TritonOptions, request: Request) -> Packag
         CheckpointError: Files of it, or of --model-py, are missing.
     """
     mount = _mount(options.mount_path)
-    for field in fields(options):
-        kinds = _APPLIES.get(field.name)
-        if kinds is not None and artifact.kind not in kinds and getattr(options, field.name) != field.default:
-            given = _flag(options, field.name)
-            what = f"of no use for {KINDS[artifact.kind]}"
-            raise OptionsError(given, what, " or ".join(KINDS[kind] for kind in kinds), f"leave out {given}")
+    _check_use(artifact.kind, options)
     planners = {"trtllm-engine": _engine, "ft": _fastertransformer, "hf": _llmapi}
     return planners[artifact.kind](artifact, options, request, mount)
+
+
+def foresee(foreseen: Foreseen, options: TritonOptions) -> None:
+    """Raise what `plan` would, as far as it is known before the artifact is built.
+
+    Raises:
+        OptionsError: An option says nothing of this kind, or --model-py is missing.
+        CheckpointError: --model-py has no such code.
+    """
+    _mount(options.mount_path)
+    _check_use(foreseen.kind, options)
+    if foreseen.kind == "hf":
+        _model_py(options, [llmapi.NAME], "llmapi", foreseen.runtime)
+    elif options.ensemble or options.bls:
+        _model_py(options, [ensemble.BEFORE, ensemble.AFTER], "inflight_batcher_llm", foreseen.runtime)
+
+
+def _check_use(kind: Kind, options: TritonOptions) -> None:
+    for field in fields(options):
+        kinds = _APPLIES.get(field.name)
+        if kinds is not None and kind not in kinds and getattr(options, field.name) != field.default:
+            given = _flag(options, field.name)
+            what = f"of no use for {KINDS[kind]}"
+            raise OptionsError(given, what, " or ".join(KINDS[kind] for kind in kinds), f"leave out {given}")
 
 
 def _flag(options: TritonOptions, name: str) -> str:
