@@ -176,6 +176,21 @@ def test_folder_without_weights_lists_what_there_is(tmp_path: Path) -> None:
     assert "no weights among adapter_model.safetensors, config.json; expected one of model.safetensors" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("record", "hint"),
+    [('{"source": {"model": "org/name"}}', "give --model org/name"), ("{}", "give the model it was made from")],
+)
+def test_an_artifact_is_no_model(tmp_path: Path, record: str, hint: str) -> None:
+    """It is called one, and the model it was made from is what to give."""
+    root = folder_of(tmp_path, {})
+    (root / "llmcompile.json").write_text(record)
+
+    error = refusal(root)
+
+    assert "an artifact of llmcompile: llmcompile.json is there; expected a model" in str(error)
+    assert error.problems[0].hint == hint
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
 def test_lfs_pointer_is_recognised(tmp_path: Path, name: str) -> None:
     """A git-lfs pointer in place of a file is called one, with the command that fetches the file."""

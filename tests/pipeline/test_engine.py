@@ -436,6 +436,18 @@ def test_a_folder_that_is_no_checkpoint_is_refused(python: Path, run: Run, tmp_p
     assert "--stop-after checkpoint" in result.err
 
 
+def test_a_folder_for_the_llm_api_has_no_engine_to_build(model: Path, python: Path, run: Run, tmp_path: Path) -> None:
+    """It is called what it is, with the command that serves it."""
+    made = tmp_path / "made"
+    assert run("build", "trtllm", "--target", "llmapi", "--no-validate", "--model", model, made).code == 0
+
+    result = run("build", "trtllm", "--from-checkpoint", made, "--toolchain-python", python, tmp_path / "out")
+
+    assert result.code == 3
+    assert "a folder for the LLM API, which has no engine" in result.err
+    assert f"trtllm-serve {made}" in result.err
+
+
 # Running the engine
 
 

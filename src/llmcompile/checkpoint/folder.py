@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any
 
 from llmcompile.checkpoint.headers import Stored, reject_lfs_pointer, safetensors_header, strict_json
 from llmcompile.errors import CheckpointError, LlmCompileError, Problem, collected
+from llmcompile.writing import MANIFEST
 
 WEIGHT_FILES: tuple[str, ...] = (
     "model.safetensors",
@@ -74,8 +76,10 @@ def open_checkpoint(root: Path) -> Checkpoint:
         from llmcompile.checkpoint.meta import open_meta
 
         return open_meta(root)
-    config = read_object(root, "config.json")
     first = next((name for name in WEIGHT_FILES if (root / name).exists()), None)
+    if first is None and (root / MANIFEST).is_file():
+        raise _artifact(root)
+    config = read_object(root, "config.json")
     if first is None:
         others = sorted(path.name for path in root.iterdir())[:8]
         raise CheckpointError(
@@ -95,6 +99,14 @@ def open_checkpoint(root: Path) -> Checkpoint:
         tensors=MappingProxyType(tensors),
         auxiliary=auxiliary_files(sorted(path.name for path in root.iterdir() if path.is_file())),
     )
+
+
+def _artifact(root: Path) -> CheckpointError:
+    """Why what llmcompile made of a model is not one."""
+    source = read_object(root, MANIFEST).get("source")
+    model = source.get("model") if isinstance(source, dict) else None
+    hint = "the model it was made from" if not isinstance(model, str) else f"--model {shlex.quote(model)}"
+    return CheckpointError(str(root), f"an artifact of llmcompile: {MANIFEST} is there", "a model", f"give {hint}")
 
 
 def auxiliary_files(names: list[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,14 @@ def _folder(given: Path) -> Path:
             return folder
         if all((folder / part / "config.json").is_file() for part in toolchain.PARTS):
             return folder
+    if (given / MANIFEST).is_file() and (given / "model.yaml").is_file():
+        typed = shlex.quote(str(given))
+        raise CheckpointError(
+            str(given),
+            "a folder for the LLM API, which has no engine",
+            "a TensorRT-LLM checkpoint, or an OUTPUT that holds one",
+            f"serve it with trtllm-serve {typed}, and the options in {typed}/model.yaml",
+        )
     raise CheckpointError(
         str(given),
         "no config.json beside rank0.safetensors",
