@@ -23,6 +23,7 @@ from llmcompile.calibration.layers import Layers
 from llmcompile.checkpoint.headers import Stored
 from llmcompile.checkpoint.reader import Reader
 from llmcompile.pipeline import calibrating, making
+from llmcompile.pipeline import job as jobs
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -642,6 +643,21 @@ def test_what_is_said_of_data_needs_a_recipe_that_has_any(
 
     assert (result.code, f"{flag}: given for --quantization" in result.err) == (4, True), result.err
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_nothing_is_downloaded_for_what_is_refused(
+    model: Callable[[str], Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset of the hub is not looked for where the model cannot have the recipe."""
+
+    def called(*arguments: object, **more: object) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(jobs, "locate_data", called)
+
+    result = run(*arguments(model("mixtral"), Path("org/data"), "int8_sq"), tmp_path / "out")
+
+    assert (result.code, "int8_sq with experts" in result.err) == (4, True), result.err
 
 
 @pytest.mark.parametrize("target", ["engine", "llmapi"])

@@ -346,6 +346,8 @@ def _data(options: Options, layout: Layout) -> tuple[Data | None, tuple[LlmCompi
     """The file of --calib-dataset, and why it cannot be used: said before any work."""
     if layout.measurement is None or not isinstance(options, TrtllmOptions) or options.calib_dataset is None:
         return None, ()
+    if len(layout.refusals) > 0:
+        return None, ()  # nothing is downloaded for what is refused anyhow
     from llmcompile.calibration.data import check_dataset
 
     build = options.build
