@@ -7,6 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -325,6 +326,31 @@ def test_a_stopped_comparison_goes_on_at_its_recipe_and_layer(
     assert set(again) == {1}
     for name in (*FIGURES, "llmcompile.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_another_release_of_the_calibrator_is_another_comparison(
+    command: Callable[..., tuple[object, ...]], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipes that one release measured are not set beside those of another."""
+    words = command("--calibrator", "modelopt", recipes=("fp8",))
+    original = metadata.version
+
+    def release(number: str) -> Callable[[str], str]:
+        return lambda name: number if name == "nvidia-modelopt" else original(name)
+
+    def stopped(*arguments: object, **more: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", release("0.47.0"))
+        patch.setattr(making, "build", stopped)
+        with pytest.raises(Stopped):
+            run(*words, tmp_path / "out")
+    monkeypatch.setattr(metadata, "version", release("0.48.0"))
+
+    result = run(*words, "--resume", tmp_path / "out")
+
+    assert (result.code, 'calibrator_version was "0.47.0"' in result.err) == (8, True), result.err
 
 
 def test_a_recipe_that_was_not_noted_is_built_again(

@@ -77,7 +77,7 @@ def identity(job: Job, samples: Samples | None) -> Mapping[str, object]:
     if samples is None:
         return {}
     assert isinstance(job.options, TrtllmOptions)
-    calibrator, version = _calibrator(job)
+    name, version = calibrator(job)
     return {
         "calibration": {
             "sha256": samples.sha256,
@@ -85,13 +85,13 @@ def identity(job: Job, samples: Samples | None) -> Mapping[str, object]:
             "tokens": list(samples.tokens.shape),
             # A tokenizer may run code of its own, which is in none of the files that are hashed.
             "tokens_sha256": hashlib.sha256(samples.tokens.numpy().tobytes()).hexdigest(),
-            "calibrator": calibrator,
+            "calibrator": name,
             "version": version,
         }
     }
 
 
-def _calibrator(job: Job) -> tuple[Literal["llmcompile", "modelopt"], str | None]:
+def calibrator(job: Job) -> tuple[Literal["llmcompile", "modelopt"], str | None]:
     """Who measures, and which release of nvidia-modelopt it is."""
     assert isinstance(job.options, TrtllmOptions)
     if job.options.calibrator != "modelopt":
@@ -490,13 +490,13 @@ def _ranges(content: bytes) -> LayerRanges:
 def _record(job: Job, samples: Samples, ranges: Ranges) -> records.Calibration:
     assert isinstance(job.options, TrtllmOptions)
     count, length = samples.tokens.shape
-    calibrator, version = _calibrator(job)
+    name, version = calibrator(job)
     linears = {f"{layer}.{group}": measured for (layer, group), measured in ranges.linears.items()}
     return records.Calibration(
         data=samples.name,
         sha256=samples.sha256,
         column=job.options.calib_column,
-        calibrator=calibrator,
+        calibrator=name,
         calibrator_version=version,
         samples=count,
         tokens=length,

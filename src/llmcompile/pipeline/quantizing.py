@@ -27,10 +27,10 @@ from llmcompile.errors import (
 )
 from llmcompile.exporters.trtllm import versions, without_engine
 from llmcompile.exporters.trtllm.comparison import QuantizeOptions
-from llmcompile.exporters.trtllm.options import WEIGHT_ONLY, TrtllmOptions
+from llmcompile.exporters.trtllm.options import WEIGHT_ONLY, TrtllmOptions, calibration_flags
 from llmcompile.packaging import manifest as records
 from llmcompile.packaging import recipe_report as reports
-from llmcompile.pipeline import making, plotting, validating
+from llmcompile.pipeline import calibrating, making, plotting, validating
 from llmcompile.pipeline.job import (
     Job,
     Report,
@@ -171,11 +171,11 @@ def prepare_comparison(options: QuantizeOptions, report: Report) -> Comparison:
             )
     if len(errors) == 0 and not any(candidate.recipe is not None for candidate in candidates):
         errors += refused
-    needless = options.calib_dataset is not None and all(each.job.layout.measurement is None for each in candidates)
-    if len(errors) == 0 and needless:
-        needed = "given for recipes none of which needs data"
-        hint = f"drop --calib-dataset, or add one of {', '.join(versions.CALIBRATED)}"
-        errors.append(OptionsError("--calib-dataset", needed, "a recipe that is calibrated", hint))
+    if len(errors) == 0 and all(each.job.layout.measurement is None for each in candidates):
+        for flag in calibration_flags(options):
+            needless = "given for recipes none of which needs data"
+            hint = f"drop {flag}, or add one of {', '.join(versions.CALIBRATED)}"
+            errors.append(OptionsError(flag, needless, "a recipe that is calibrated", hint))
     sizes = [candidate.job.resources.disk for candidate in candidates]
     disk = sum(sizes) if options.keep else max(sizes, default=0)
     free = environment.free_disk(options.build.output.absolute().parent)
@@ -457,12 +457,14 @@ def _identity(comparison: Comparison) -> dict[str, Any]:
     options = comparison.options
     of_model = making.identity(comparison.candidates[0].job)
     used = [candidate.job.data for candidate in comparison.candidates]
+    calibrated = [candidate.job for candidate in comparison.candidates if candidate.job.layout.measurement is not None]
     return {
         "llmcompile": __version__,
         "backend": "quantize",
         "options": _recorded(comparison),
         "sources": of_model["sources"],
         "auxiliary": of_model["auxiliary"],
+        "calibrator_version": next((calibrating.calibrator(job)[1] for job in calibrated), None),
         "calib_dataset": next((_digest(data.path) for data in used if data is not None), None),
         "eval_text": _digest(options.eval_text),
     }
