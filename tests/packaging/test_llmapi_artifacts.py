@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,25 @@ def test_a_build_packages_itself(run: Run, tmp_path: Path) -> None:
 
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "output-ray-serve" / "llmcompile.json").read_text())["package"]["kind"] == "hf"
+
+
+@pytest.mark.parametrize("recipe", ["none", "fp8", "w4a16_awq"])
+def test_the_summary_has_a_command_that_packages_it(run: Run, tmp_path: Path, recipe: str) -> None:
+    """It works as it is printed, where NVIDIA's clone that it names is there."""
+    source = models.save("llama_gqa", tmp_path / "model", dtype="bfloat16", config=WIDE)
+    models.add_tokenizer(source)
+    groups = ("--group-size", "64") if recipe == "w4a16_awq" else ()
+    flags = () if recipe == "none" else ("--quantization", recipe, *groups)
+    built = run("build", "trtllm", "-m", source, "--target", "llmapi", "--no-validate", *flags, tmp_path / "out")
+    line = next(line for line in built.out.splitlines() if line.startswith("  or "))
+    words = shlex.split(line)[1:]
+    if "--model-py" in words:
+        words[-1] = str(model_py(tmp_path / words[-1]))
+
+    result = run(*words[1:])
+
+    assert words[0] == "llmcompile"
+    assert result.code == 0, result.err
 
 
 REFUSED: list[tuple[str, tuple[str, ...], int, str]] = [

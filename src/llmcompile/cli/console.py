@@ -1118,8 +1118,7 @@ def _next_rows(job: Job, manifest: Manifest) -> Iterator[tuple[str, str]]:
         flag = "--config" if job.options.release >= (1, 3) else "--extra_llm_api_options"
         folder = shlex.quote(output)
         yield "next", f"on the GPU host: trtllm-serve {folder} {flag} {shlex.quote(f'{output}/model.yaml')}"
-        served = shlex.quote(f"{output.rstrip('/')}-triton")
-        yield "or", f"llmcompile package triton {folder} {served} (or lmi, ray-serve)"
+        yield "or", _package_command(_foreseen(job.options), output.rstrip("/"))
         return
     if job.options.backend != "trtllm" or manifest.engine is not None:
         yield "next", f"llmcompile verify {shlex.quote(output)}"
@@ -1132,6 +1131,19 @@ def _next_rows(job: Job, manifest: Manifest) -> Iterator[tuple[str, str]]:
     if "config.json" in job.layout.texts:
         checkpoint = shlex.quote(str(job.options.build.output / job.layout.folder))
         yield "or", f"without llmcompile: trtllm-build --checkpoint_dir {checkpoint} --output_dir {engine}"
+
+
+def _package_command(foreseen: Foreseen, output: str) -> str:
+    """What makes a package of a folder for the LLM API: for LMI where its vLLM loads it, else for Triton."""
+    from llmcompile.packaging.targets import TARGETS
+
+    lmi = TARGETS["lmi"]
+    try:
+        lmi.foresee(foreseen, lmi.options())
+    except LlmCompileError:
+        package = shlex.quote(f"{output}-triton")
+        return f"llmcompile package triton {shlex.quote(output)} {package} --model-py TensorRT-LLM"
+    return f"llmcompile package lmi {shlex.quote(output)} {shlex.quote(f'{output}-lmi')}"
 
 
 def _deviation_line(count: int) -> str:
