@@ -172,6 +172,23 @@ def text(file: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path]
     return apply
 
 
+def arguments(before: str, after: str) -> Callable[[Path], None]:
+    """Change model.yaml."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "model.yaml"
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after, 1))
+
+    return apply
+
+
+def groups(content: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of quantized linear layers."""
+    found: dict[str, Any] = content["quantization_config"]["config_groups"]["group_0"]
+    return found
+
+
 def scaled(name: str, factor: float) -> Callable[[Path], None]:
     """Multiply a tensor."""
 
@@ -253,6 +270,36 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "fp8",
         text("config.json", lambda content: content["quantization_config"].update(ignore=5)),
     ),
+    "another network": ("none", text("config.json", lambda content: content.update(architectures=["LlamaModel"]))),
+    "another producer": ("fp8", text("hf_quant_config.json", lambda content: content["producer"].update(name="x"))),
+    "another producer in config.json": (
+        "fp8",
+        text("config.json", lambda content: content["quantization_config"]["producer"].update(name="x")),
+    ),
+    "4 bits in place of 8": (
+        "fp8",
+        text("config.json", lambda content: groups(content)["weights"].update(num_bits=4)),
+    ),
+    "another size of blocks": (
+        "nvfp4",
+        text("config.json", lambda content: groups(content)["weights"].update(group_size=32)),
+    ),
+    "groups of what has none": (
+        "fp8",
+        text("hf_quant_config.json", lambda content: content["quantization"].update(group_size=128)),
+    ),
+    "zero points": (
+        "int4_awq",
+        text("hf_quant_config.json", lambda content: content["quantization"].update(has_zero_point=True)),
+    ),
+    "no factors": (
+        "int4_awq",
+        text("hf_quant_config.json", lambda content: content["quantization"].pop("pre_quant_scale")),
+    ),
+    "another backend": ("none", arguments("backend: pytorch", "backend: tensorrt")),
+    "other degrees": ("none", arguments("tensor_parallel_size: 1", "tensor_parallel_size: 2")),
+    "a cache of another type": ("none", arguments("dtype: auto", "dtype: fp8")),
+    "arguments that are none": ("none", arguments("backend", "- backend")),
     "an unknown recipe": (
         "fp8",
         text("hf_quant_config.json", lambda content: content["quantization"].update(quant_algo="W2")),

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmcompile.errors import MismatchError, Problem
+from llmcompile.packaging.documents import yaml_value
 from llmcompile.validation.checks import StoredWeights
 
 AGAIN = "build the checkpoint again"
-_INDEX = "model.safetensors.index.json"
+_INDEX, _QUANTIZED = "model.safetensors.index.json", "hf_quant_config.json"
 _TYPES = ("float16", "bfloat16", "float32")
 
 
@@ -32,12 +34,16 @@ class Quantization:
         cache: `kv_cache_quant_algo`, or None.
         group_size: Inputs that share a scale; None where none do.
         excluded: Modules that are not quantized.
+        has_zero_point: As it is written; None where nothing is.
+        pre_quant_scale: Likewise: whether inputs are multiplied by factors.
     """
 
     algorithm: str | None = None
     cache: str | None = None
     group_size: int | None = None
     excluded: frozenset[str] = frozenset()
+    has_zero_point: object = None
+    pre_quant_scale: object = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def open_folder(path: Path) -> Folder:
         MismatchError: A text is not what it should be, or a file of weights is missing or none.
     """
     config = read_object(path / "config.json")
-    quantized = path / "hf_quant_config.json"
+    quantized = path / _QUANTIZED
     quantization = _quantization(read_object(quantized)) if quantized.exists() else Quantization()
     files = tuple(_files(path))
     for file in files:
@@ -115,6 +121,8 @@ def _quantization(content: Mapping[str, Any]) -> Quantization:
         cache=block.get("kv_cache_quant_algo"),
         group_size=block.get("group_size"),
         excluded=frozenset(excluded),
+        has_zero_point=block.get("has_zero_point"),
+        pre_quant_scale=block.get("pre_quant_scale"),
     )
 
 
@@ -149,8 +157,93 @@ def contradictions(folder: Folder, model_config: Mapping[str, Any]) -> Iterator[
         found, wanted = folder.config.get(key), model_config.get(key)
         if found != wanted:
             yield Problem(f"config.json: {key}", repr(found)[:60], f"{wanted!r:.60}, the model's", AGAIN)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(model_config.get("model_type")))
+    classes = model_config.get("architectures") if kind is None else [kind]
+    if folder.config.get("architectures") != classes:
+        found = repr(folder.config.get("architectures"))[:60]
+        yield Problem("config.json: architectures", found, f"{classes!r:.60}, which has the head", AGAIN)
+    yield from _stated(folder)
     yield from _inline(folder)
     yield from _index(folder)
+    yield from _arguments(folder)
+
+
+_FLOATS = {"FP8": 8, "NVFP4": 4}
+"""Recipe -> bits of its weights and inputs, both floats."""
+_GROUPS = {"NVFP4": 16}
+"""Recipe -> inputs that share a scale, where that is no choice."""
+
+
+def _stated(folder: Folder) -> Iterator[Problem]:
+    """Where hf_quant_config.json does not say what its recipe is: readers that go by the words lay weights out so."""
+    path = folder.path / _QUANTIZED
+    if not path.exists():
+        return
+    stated, grouped = folder.quantization, str(folder.quantization.algorithm).endswith("_AWQ")
+    sized = stated.group_size is not None if grouped else stated.group_size == _GROUPS.get(str(stated.algorithm))
+    if not sized:
+        wanted = "inputs that share a scale" if grouped else str(_GROUPS.get(str(stated.algorithm)))
+        yield Problem(f"{_QUANTIZED}: group_size", str(stated.group_size), wanted, AGAIN)
+    for key, found, expected in (
+        ("has_zero_point", stated.has_zero_point, False if grouped else None),
+        ("pre_quant_scale", stated.pre_quant_scale, True if grouped else None),
+        ("producer: name", _producer(read_object(path)), "modelopt"),
+    ):
+        if found is not expected and found != expected:
+            yield Problem(f"{_QUANTIZED}: {key}", repr(found)[:60], repr(expected), AGAIN)
+
+
+def _producer(content: Mapping[str, Any]) -> object:
+    """Whose format it says it is: TensorRT-LLM takes any other name for another format."""
+    producer = content.get("producer")
+    return producer.get("name") if isinstance(producer, dict) else producer
+
+
+def _groups(stated: Quantization) -> object:
+    """`config_groups` in the words of compressed-tensors; None for a recipe that they have no words for."""
+    bits = _FLOATS.get(str(stated.algorithm))
+    if bits is None:
+        return None
+    of: dict[str, object] = {"dynamic": False, "num_bits": bits, "type": "float"}
+    of |= {} if stated.group_size is None else {"group_size": stated.group_size}
+    return {"group_0": {"input_activations": of, "weights": of, "targets": ["Linear"]}}
+
+
+_DEGREES = {
+    "tensor_parallel_size": "tp",
+    "pipeline_parallel_size": "pp",
+    "moe_tensor_parallel_size": "moe_tp",
+    "moe_expert_parallel_size": "moe_ep",
+}
+"""Arguments of the runtime -> options in the manifest."""
+
+
+def _arguments(folder: Folder) -> Iterator[Problem]:
+    """Where model.yaml, with which the folder is served, is about another: backend, degrees, type of the cache."""
+    path, manifest = folder.path / "model.yaml", folder.path / "llmcompile.json"
+    if not path.exists():
+        return
+    try:
+        content = yaml_value(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MismatchError(path.name, f"unreadable: {error}", "arguments of tensorrt_llm.LLM", AGAIN) from error
+    if not isinstance(content, dict):
+        raise MismatchError(path.name, f"a {type(content).__name__}", "arguments of tensorrt_llm.LLM", AGAIN)
+    if content.get("backend") != "pytorch":
+        yield Problem("model.yaml: backend", repr(content.get("backend"))[:60], "'pytorch'", AGAIN)
+    options = read_object(manifest).get("options") if manifest.exists() else None
+    known = options if isinstance(options, dict) else {}
+    for key, option in _DEGREES.items():
+        found, wanted = content.get(key), known.get(option)
+        if key in content and wanted is not None and found != wanted:
+            yield Problem(f"model.yaml: {key}", repr(found)[:60], f"{wanted!r:.60}, as in llmcompile.json", AGAIN)
+        elif key in content and (not isinstance(found, int) or isinstance(found, bool) or found < 1):
+            yield Problem(f"model.yaml: {key}", repr(found)[:60], "a whole number >= 1", AGAIN)
+    cache = content.get("kv_cache_config")
+    dtype = cache.get("dtype", "auto") if isinstance(cache, dict) else "auto" if cache is None else cache
+    allowed = ["auto"] if folder.quantization.cache is None else ["auto", folder.quantization.cache.lower()]
+    if dtype not in allowed:
+        yield Problem("model.yaml: kv_cache_config: dtype", repr(dtype)[:60], " or ".join(allowed), AGAIN)
 
 
 def _inline(folder: Folder) -> Iterator[Problem]:
@@ -170,6 +263,8 @@ def _inline(folder: Folder) -> Iterator[Problem]:
     words = {"float8": "FP8"}.get(f"{cache.get('type')}{cache.get('num_bits')}") if isinstance(cache, dict) else None
     for key, found, wanted in (
         ("quant_method", inline.get("quant_method"), "modelopt"),
+        ("producer: name", _producer(inline), "modelopt"),
+        ("config_groups", inline.get("config_groups"), _groups(stated)),
         ("quant_algo", inline.get("quant_algo"), stated.algorithm),
         ("kv_cache_scheme", words, stated.cache),
         ("ignore", sorted(str(name) for name in ignored), sorted(stated.excluded)),
