@@ -422,6 +422,52 @@ def test_the_cache_of_a_recipe_without_scales_of_inputs_is_measured(
     assert run("verify", "--deep", "-m", large_values, output).code == 0
 
 
+@pytest.fixture(scope="session")
+def dead_channel(model: Callable[[str], Path], run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model one norm of which is 0 in the sixth channel, and its build by AWQ in groups of 64."""
+    folder = tmp_path_factory.mktemp("dead")
+    shutil.copytree(model("llama_gqa"), folder / "model")
+    held = load_file(folder / "model" / "model.safetensors")
+    held[f"{LAYER}.post_attention_layernorm.weight"][5] = 0
+    save_file(held, folder / "model" / "model.safetensors", {"format": "pt"})
+    asked = ("--target", "llmapi", "--quantization", "int4_awq", "--group-size", 64)
+    result = run("build", "trtllm", "-m", folder / "model", *asked, folder / "output")
+    assert result.code == 0, result.err
+    return folder / "model", folder / "output"
+
+
+def coarse(group: int) -> Callable[[dict[str, Tensor]], None]:
+    """Integers of 0 and scales so large that these are the nearest."""
+
+    def change(held: dict[str, Tensor]) -> None:
+        held[f"{UP}.weight"][:, 64 * group : 64 * group + 64] = 0
+        held[f"{UP}.weight_scale"][:, group] *= 100
+
+    return change
+
+
+def fill(channel: int, value: float) -> Callable[[dict[str, Tensor]], None]:
+    """Another number in the norm."""
+    return lambda held: held[f"{LAYER}.post_attention_layernorm.weight"][channel].fill_(value)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "change", [coarse(0), coarse(1), fill(5, 0.5), fill(6, 0)], ids=["its group", "another group", "woken", "killed"]
+)
+def test_a_dead_channel_hides_nothing(
+    change: Callable[[dict[str, Tensor]], None], dead_channel: tuple[Path, Path], run: Run, tmp_path: Path
+) -> None:
+    """Its factor is not known; all that does not hang on it is compared."""
+    source, output = dead_channel
+    broken = Path(shutil.copytree(output, tmp_path / "broken"))
+    (broken / "llmcompile.json").unlink()
+    tensors(change)(broken)
+
+    result = run("verify", "--deep", "-m", source, broken)
+
+    assert result.code == 7, result.out + result.err
+
+
 # What is refused
 
 

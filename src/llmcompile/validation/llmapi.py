@@ -300,8 +300,11 @@ def _differences(oracle: _Oracle) -> Iterator[Problem]:
                 found = difference(weight, layer, oracle.dtype)
         else:
             stored = oracle.folder.weights.read(name)
-            factors = folded.get(name.rpartition(".")[0])
-            found = _plain_difference(weight, stored, factors, _MARGINS[oracle.folder.dtype])
+            norm = name.rpartition(".")[0]
+            found = _plain_difference(weight, stored, folded.get(norm), _MARGINS[oracle.folder.dtype])
+            if norm in folded and name.endswith(".weight"):
+                dead = weight.to(oracle.dtype) == 0
+                found = found if torch.equal(dead, stored == 0) else "0 in other channels than the model's"
         if found != "":
             yield Problem(name, found, f"{oracle.sources[name]} of the model, as it is stored", AGAIN)
 
