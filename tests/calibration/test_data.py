@@ -162,7 +162,27 @@ def test_an_absent_column_is_answered_by_those_there_are(tmp_path: Path) -> None
     with pytest.raises(OptionsError) as caught:
         check_dataset(data)
 
-    assert caught.value.problems[0].hint == "--calib-column with one of article, highlights"
+    assert 'no "text" that is a string, but article, highlights' in caught.value.problems[0].found
+    assert caught.value.problems[0].hint == "--calib-column article"
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("b.jsonl", "a.parquet", "a.md"), "--calib-dataset {}/a.parquet"),
+        (("a.md",), "write the texts to a .txt file"),
+    ],
+)
+def test_a_folder_is_not_data(tmp_path: Path, names: tuple[str, ...], hint: str) -> None:
+    """It is called one, and a file of data in it is what to give."""
+    for name in names:
+        write(tmp_path, name, "a")
+
+    with pytest.raises(OptionsError) as caught:
+        check_dataset(tmp_path)
+
+    assert caught.value.problems[0].found == f"{tmp_path}: a folder"
+    assert caught.value.problems[0].hint == hint.format(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["a b é c d\n", "a b é c d "], ids=["lines", "one line"])
@@ -225,7 +245,7 @@ def test_the_columns_of_parquet_are_named(tmp_path: Path) -> None:
     with pytest.raises(OptionsError) as caught:
         check_dataset(parquet(tmp_path, "a.parquet", id=[1], article=["a"]))
 
-    assert caught.value.problems[0].hint == "--calib-column with one of article"
+    assert caught.value.problems[0].hint == "--calib-column article"
 
 
 def test_parquet_that_is_none_is_said_so(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ def check_dataset(dataset: Path, column: str = COLUMN) -> None:
     Raises:
         OptionsError: It is not what `read_samples` takes.
     """
+    if dataset.is_dir():
+        file = min((path for path in dataset.iterdir() if path.suffix in DATA_FILES), default=None)
+        hint = "write the texts to a .txt file" if file is None else f"{FLAG} {shlex.quote(str(file))}"
+        raise OptionsError(FLAG, f"{dataset}: a folder", _FORMATS, hint)
     if dataset.suffix not in DATA_FILES:
         raise OptionsError(FLAG, f"{dataset}", _FORMATS, f"write the texts to {dataset.stem}.txt")
     if dataset.suffix == ".txt" and column != COLUMN:
@@ -149,8 +154,9 @@ def _texts(path: Path, column: str) -> Iterator[str]:
         for number, record in _records(path, (column,)):
             if not isinstance(record.get(column), str):
                 texts = [name for name, value in record.items() if isinstance(value, str)]
-                there = f"{COLUMN_FLAG} with one of {', '.join(texts[:8])}" if len(texts) > 0 else "choose another file"
+                there = "choose another file" if texts == [] else f"{COLUMN_FLAG} {shlex.quote(texts[0])}"
                 found = f'{path}, record {number}: no "{column}" that is a string'
+                found += "" if texts == [] else f", but {', '.join(texts[:8])}"
                 raise OptionsError(FLAG, found, _FORMATS, there)
             yield record[column]
         return
