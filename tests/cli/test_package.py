@@ -249,7 +249,8 @@ def test_a_package_that_fails_leaves_the_artifact(
     result = run("partition", "ft", "--model", model, "--no-validate", "--package", "lmi", tmp_path / "out")
 
     assert result.code == 10
-    assert f"{tmp_path / 'out'} is finished" in result.err
+    again = f"llmcompile package lmi {tmp_path / 'out'} {tmp_path / 'out-lmi'}"
+    assert f"{tmp_path / 'out'} is finished; package it by hand: {again}" in result.err
     assert (tmp_path / "out" / "llmcompile.json").exists()
     assert not (tmp_path / "out-lmi").exists()
 

@@ -119,6 +119,19 @@ def test_the_summary_has_a_command_that_packages_it(run: Run, tmp_path: Path, re
     assert result.code == 0, result.err
 
 
+def test_the_code_of_the_release_it_was_built_for_is_named(run: Run, tmp_path: Path) -> None:
+    """In a command that can be typed."""
+    source = models.save("llama_gqa", tmp_path / "model", dtype="bfloat16", config=WIDE)
+    models.add_tokenizer(source)
+    asked = ("--target", "llmapi", "--trtllm-version", "1.2.0", "--no-validate")
+    assert run("build", "trtllm", "-m", source, *asked, tmp_path / "out").code == 0
+
+    result = run("package", "triton", tmp_path / "out", tmp_path / "package")
+
+    clone = "git clone --depth 1 --branch v1.2.0 https://github.com/NVIDIA/TensorRT-LLM"
+    assert clone in [line.removeprefix("hint:").strip() for line in result.err.splitlines()]
+
+
 REFUSED: list[tuple[str, tuple[str, ...], int, str]] = [
     ("lmi", ("--quantization", "int4_awq"), 4, "W4A16_AWQ, which vLLM does not load"),
     ("ray-serve", ("--quantization", "int4_awq"), 4, "W4A16_AWQ, which vLLM does not load"),

@@ -428,7 +428,7 @@ class Console:
                 self._pack(packaging.shortcut_options(asked, build.output, force=build.force))
             except LlmCompileError as error:
                 last = error.problems[-1]
-                hint = f"{build.output} is finished; package it by hand: llmcompile package {asked.target} --help"
+                hint = f"{build.output} is finished; package it by hand: {packaging.by_hand(asked, build.output)}"
                 hints = "\n".join(part for part in (last.hint, hint) if part != "")
                 raise collected(type(error), [*error.problems[:-1], replace(last, hint=hints)]) from error
             self.report.output = output

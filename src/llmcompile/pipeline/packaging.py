@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -508,9 +509,18 @@ def _by_variable(error: LlmCompileError, asked: Shortcut, output: Path) -> LlmCo
     if last.subject not in names:
         return error
     variable = "LLMCOMPILE_" + last.subject.removeprefix("--").replace("-", "_").upper()
-    again = f"llmcompile package {asked.target} {output} {shortcut_output(output, asked.target)}"
-    hint = f"{last.hint}\n--package takes it from the variable {variable}; or package it afterwards: {again}"
+    hint = (
+        f"{last.hint}\n--package takes it from the variable {variable}; or package it afterwards: "
+        f"{by_hand(asked, output)}"
+    )
     return collected(type(error), [*others, replace(last, hint=hint)])
+
+
+def by_hand(asked: Shortcut, output: Path) -> str:
+    """The command of the same package; options that variables hold are not repeated."""
+    release = () if asked.version is None else ("--target-version", asked.version)
+    package = shortcut_output(output, asked.target)
+    return shlex.join(["llmcompile", "package", asked.target, str(output), str(package), *release])
 
 
 def shortcut_options(asked: Shortcut, output: Path, *, force: bool) -> PackageOptions:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import typing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -382,7 +384,18 @@ def test_no_code_is_answered_with_a_command() -> None:
 
     assert hints[0].startswith("git clone --depth 1 --branch v0.17.0 https://github.com/triton-inference-server/")
     assert hints[1].startswith("git clone --depth 1 --branch v1.0.0 https://github.com/NVIDIA/TensorRT-LLM")
-    assert hints[2].startswith("git clone --depth 1 --branch vVERSION, the server's, https://github.com/NVIDIA/")
+    assert hints[2].startswith("git clone --depth 1 --branch v1.3.0 https://github.com/NVIDIA/TensorRT-LLM")
+    assert all(len(shlex.split(hint.splitlines()[0])) == 7 for hint in hints)
+
+
+def test_a_clone_that_is_not_there_is_answered_with_its_command(tmp_path: Path) -> None:
+    """--model-py names the folder that git is to make."""
+    folder = str(tmp_path / "code")
+    with pytest.raises(CheckpointError) as caught:
+        r.plan(r.hf(), model_py=folder)
+
+    clone = "git clone --depth 1 --branch v1.3.0 https://github.com/NVIDIA/TensorRT-LLM"
+    assert caught.value.problems[0].hint == f"{clone} {folder}"
 
 
 def without(artifact: Artifact, path: str) -> Artifact:

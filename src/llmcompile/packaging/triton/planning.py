@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -79,9 +80,9 @@ def foresee(foreseen: Foreseen, options: TritonOptions) -> None:
     _mount(options.mount_path)
     _check_use(foreseen.kind, options)
     if foreseen.kind == "hf":
-        _model_py(options, [llmapi.NAME], "llmapi", foreseen.runtime)
+        _model_py(options, [llmapi.NAME], "llmapi", str(foreseen.runtime))
     elif options.ensemble or options.bls:
-        _model_py(options, [ensemble.BEFORE, ensemble.AFTER], "inflight_batcher_llm", foreseen.runtime)
+        _model_py(options, [ensemble.BEFORE, ensemble.AFTER], "inflight_batcher_llm", str(foreseen.runtime))
 
 
 def _check_use(kind: Kind, options: TritonOptions) -> None:
@@ -143,7 +144,7 @@ def _engine(artifact: Artifact, options: TritonOptions, request: Request, mount:
     texts = {f"{name}/config.pbtxt": render(message) for name, message in models.items()}
     if options.ensemble or options.bls:
         needed = [name for name in models if name not in (engine.NAME, ensemble.ENSEMBLE)]
-        texts |= _model_py(options, needed, "inflight_batcher_llm", artifact.compiler)
+        texts |= _model_py(options, needed, "inflight_batcher_llm", str(artifact.compiler))
     return Package(
         texts=texts,
         links=links,
@@ -355,25 +356,27 @@ def _tokenizer_files(artifact: Artifact) -> dict[str, str]:
     return {f"{_TOKENIZER}/{name}": name for name in artifact.model_files}
 
 
-def _model_py(options: TritonOptions, models: list[str], family: str, version: str | None) -> dict[str, str]:
+def _model_py(options: TritonOptions, models: list[str], family: str, version: str) -> dict[str, str]:
     """Code of the models that run in Python, from the folder the user names: it is NVIDIA's, and under its licence.
 
     Raises:
         OptionsError: --model-py is missing.
         CheckpointError: It has no such code.
     """
+    moved = family == "llmapi" or has(generation_of(version) or "1.2", "0.20")
+    home = "NVIDIA/TensorRT-LLM" if moved else "triton-inference-server/tensorrtllm_backend"
+    clone = f"git clone --depth 1 --branch v{version} https://github.com/{home}"
     if options.model_py is None:
-        moved = family == "llmapi" or (version is not None and has(generation_of(version) or "1.2", "0.20"))
-        home = "NVIDIA/TensorRT-LLM" if moved else "triton-inference-server/tensorrtllm_backend"
-        release = "vVERSION, the server's," if version is None else f"v{version}"
         raise OptionsError(
             "--model-py",
             f"not given, and the code of {', '.join(models)} is NVIDIA's, not ours to give",
             f"the folder all_models/{family} of {home}, which is /app/all_models/{family} in its image",
-            f"git clone --depth 1 --branch {release} https://github.com/{home}, "
-            f"then add --model-py {home.rpartition('/')[2]}",
+            f"{clone}\nThen add --model-py {home.rpartition('/')[2]}",
         )
     root = Path(options.model_py)
+    if not root.exists():
+        hint = f"{clone} {shlex.quote(options.model_py)}"
+        raise CheckpointError(options.model_py, "no such folder", f"all_models/{family} of {home}", hint)
     bases = [root / prefix / base for prefix in ("", "triton_backend") for base in _SOURCES[family]]
     base = next((base for base in bases if (base / models[0] / _VERSION / "model.py").is_file()), None)
     if base is None:
@@ -458,6 +461,12 @@ def _fastertransformer(artifact: Artifact, options: TritonOptions, request: Requ
     )
 
 
+def _server(artifact: Artifact, request: Request) -> str:
+    """TensorRT-LLM that serves a Hugging Face folder: as asked, as built for, or the first of the release."""
+    built = None if artifact.manifest is None else artifact.manifest.options.get("trtllm_version")
+    return request.runtime_version or str(built or f"{request.version}.0")
+
+
 _ARGUMENTS = "model.yaml"
 """Arguments of tensorrt_llm.LLM, in an artifact that was built for it."""
 
@@ -496,7 +505,7 @@ def _llmapi(artifact: Artifact, options: TritonOptions, request: Request, mount:
         ),
     }
     return Package(
-        texts={**_model_py(options, [llmapi.NAME], "llmapi", request.runtime_version), **texts},
+        texts={**_model_py(options, [llmapi.NAME], "llmapi", _server(artifact, request)), **texts},
         links={f"{home}/model/{path}": path for path in artifact.tree.files if path != _ARGUMENTS},
         runtime=request.runtime_version,
         notes=("The code of the model is NVIDIA's, as --model-py had it: take the image that it is of.",),
