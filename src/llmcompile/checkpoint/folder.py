@@ -13,7 +13,6 @@ from typing import Any
 
 from llmcompile.checkpoint.headers import Stored, reject_lfs_pointer, safetensors_header, strict_json
 from llmcompile.errors import CheckpointError, LlmCompileError, Problem, collected
-from llmcompile.writing import MANIFEST
 
 WEIGHT_FILES: tuple[str, ...] = (
     "model.safetensors",
@@ -26,7 +25,9 @@ WEIGHT_FILES: tuple[str, ...] = (
 
 AUXILIARY: tuple[str, ...] = ("*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe")
 """Configuration, tokenizer and custom code: what a server needs beside the weights."""
-_NOT_AUXILIARY = ("*.index.json", "llmcompile.json")
+_MANIFEST = "llmcompile.json"
+"""What every artifact of ours has; `writing`, which makes it, is a layer above."""
+_NOT_AUXILIARY = ("*.index.json", _MANIFEST)
 _MAX_CONFIG_BYTES = 16 << 20
 
 
@@ -77,7 +78,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
 
         return open_meta(root)
     first = next((name for name in WEIGHT_FILES if (root / name).exists()), None)
-    if first is None and (root / MANIFEST).is_file():
+    if first is None and (root / _MANIFEST).is_file():
         raise _artifact(root)
     config = read_object(root, "config.json")
     if first is None:
@@ -103,10 +104,10 @@ def open_checkpoint(root: Path) -> Checkpoint:
 
 def _artifact(root: Path) -> CheckpointError:
     """Why what llmcompile made of a model is not one."""
-    source = read_object(root, MANIFEST).get("source")
+    source = read_object(root, _MANIFEST).get("source")
     model = source.get("model") if isinstance(source, dict) else None
     hint = "the model it was made from" if not isinstance(model, str) else f"--model {shlex.quote(model)}"
-    return CheckpointError(str(root), f"an artifact of llmcompile: {MANIFEST} is there", "a model", f"give {hint}")
+    return CheckpointError(str(root), f"an artifact of llmcompile: {_MANIFEST} is there", "a model", f"give {hint}")
 
 
 def auxiliary_files(names: list[str]) -> tuple[str, ...]:

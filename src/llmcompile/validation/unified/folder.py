@@ -13,16 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmcompile.errors import MismatchError, Problem
-from llmcompile.packaging.documents import yaml_value
 from llmcompile.validation.checks import StoredWeights
 
 AGAIN = "build the checkpoint again"
 _INDEX, _QUANTIZED = "model.safetensors.index.json", "hf_quant_config.json"
 _TYPES = ("float16", "bfloat16", "float32")
+_YAML_CHARACTERS = 1 << 16
+"""More than any list of arguments has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +220,28 @@ _DEGREES = {
 """Arguments of the runtime -> options in the manifest."""
 
 
+def _yaml(path: Path) -> object:
+    """The value of a small YAML file without aliases, which could make it a large one."""
+    expected = "arguments of tensorrt_llm.LLM"
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _YAML_CHARACTERS:
+            raise MismatchError(path.name, f"{len(text)} characters", f"at most {_YAML_CHARACTERS}", AGAIN)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise MismatchError(path.name, "an alias", expected, AGAIN)
+        return yaml.safe_load(text)
+    # PyYAML's constructors of tagged scalars raise ValueError and its kin as they are.
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MismatchError(path.name, f"unreadable: {reason}", expected, AGAIN) from error
+
+
 def _arguments(folder: Folder) -> Iterator[Problem]:
     """Where model.yaml, with which the folder is served, is about another: backend, degrees, type of the cache."""
     path, manifest = folder.path / "model.yaml", folder.path / "llmcompile.json"
     if not path.exists():
         return
-    try:
-        content = yaml_value(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MismatchError(path.name, f"unreadable: {error}", "arguments of tensorrt_llm.LLM", AGAIN) from error
+    content = _yaml(path)
     if not isinstance(content, dict):
         raise MismatchError(path.name, f"a {type(content).__name__}", "arguments of tensorrt_llm.LLM", AGAIN)
     if content.get("backend") != "pytorch":
